@@ -1,0 +1,177 @@
+"""What all tests share: a text, a folder to work in, and two ways to run a script.
+
+No test needs the network, a GPU, or a file that is not in the repository.
+"""
+
+import contextlib
+import io
+import os
+import random
+import runpy
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+
+# A gpt_char of milliseconds. Dropout is on: without it a wrong random state would go unnoticed
+TINY = ["--n_layer=2", "--n_head=2", "--n_embd=16", "--block_size=16", "--batch_size=4"]
+TINY += ["--dropout=0.1", "--eval_iters=2", "--warmup_iters=2", "--bfloat16=False"]
+
+
+def markov_text(length, seed):
+    """A text in which the next character depends on the current one alone, the same everywhere."""
+    rng = random.Random(seed)
+    chars = "\n ,.ABCDEabcdefghijklmnopqrstué"
+    rows = {c: [rng.random() ** 4 for _ in chars] for c in chars}  # few likely, many rare
+    text = "A"
+    while len(text) < length:
+        text += rng.choices(chars, rows[text[-1]])[0]
+    return text
+
+
+@pytest.fixture(scope="session")
+def text():
+    return markov_text(60_000, seed=1)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, text):
+    """An empty working directory but for data/shakespeare/input.txt, which is the text above."""
+    monkeypatch.chdir(tmp_path)
+    Path("data/shakespeare").mkdir(parents=True)
+    Path("data/shakespeare/input.txt").write_bytes(text.encode("utf-8"))
+    return tmp_path
+
+
+@pytest.fixture
+def tiny():
+    return TINY
+
+
+def capture(argv, call):
+    """Call call() as the program argv and return its code, out and err, and what it returned."""
+    out, err, code, value = io.StringIO(), io.StringIO(), 0, None
+    before = sys.argv, signal.getsignal(signal.SIGINT)
+    sys.argv = list(argv)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            value = call()
+    except SystemExit as error:  # do as Python does
+        code = error.code or 0
+        if isinstance(code, str):
+            print(code, file=err)
+            code = 1
+    finally:
+        sys.argv = before[0]
+        signal.signal(signal.SIGINT, before[1])
+    return SimpleNamespace(code=code, out=out.getvalue(), err=err.getvalue(), value=value)
+
+
+def names_of(script, run_name="__main__"):
+    """Run a script and return its top-level names; what is set in them, its functions see."""
+    names = runpy.run_path(str(ROOT / script), run_name=run_name)
+    return next(v.__globals__ for v in names.values() if hasattr(v, "__globals__"))
+
+
+def run_here(script, *args):
+    """Run a script in this process and return its code, out, err, and names."""
+    done = capture([script, *args], lambda: names_of(script))
+    done.names = done.value
+    return done
+
+
+@pytest.fixture
+def run(folder):
+    """run(script, *args): run a script in this process, see run_here."""
+    return lambda script, *args: run_here(script, "--device=cpu", *args)
+
+
+@pytest.fixture
+def run_any(folder):
+    """The same without an argument of our own."""
+    return run_here
+
+
+@pytest.fixture
+def load(run):
+    """load(script, *args): the names of an untrained script."""
+
+    def load(script, *args):
+        done = run(script, "--max_iters=0", "--max_new_tokens=2", *args)
+        assert (done.code, done.err) == (0, "")
+        return done.names
+
+    return load
+
+
+@pytest.fixture
+def prepare(folder):
+    """The names of prepare_shakespeare.py, with a function run(*args) that calls its main().
+
+    Its GPT-2 tokenizer is a toy (a character's code is its token): the real one is a download.
+    """
+    names = names_of("prepare_shakespeare.py", run_name="prepare_shakespeare")
+    toy = SimpleNamespace(n_vocab=50257, eot_token=50256, encode_ordinary=lambda s: [*map(ord, s)])
+    names["get_gpt2_encoding_really"] = names["get_gpt2_encoding"]
+    names["get_gpt2_encoding"] = lambda: toy
+    names["download_really"] = names["download"]
+    names["download"] = lambda url: pytest.fail("a test must not use the network")
+    names["run"] = lambda *args: capture(["prepare_shakespeare.py", *args], names["main"])
+    return names
+
+
+@pytest.fixture
+def start(folder):
+    """start(script, *args): start a script as a process of its own; it does not outlive the test.
+
+    It reaches no network: the proxy is a closed port, and pip is one that fails.
+    """
+    Path("no_pip/pip").mkdir(parents=True)
+    Path("no_pip/pip/__init__.py").touch()
+    Path("no_pip/pip/__main__.py").write_text("import sys; sys.exit('ERROR: no network')")
+    env = {**os.environ, "https_proxy": "http://127.0.0.1:9", "PYTHONPATH": str(folder / "no_pip")}
+    processes = []
+
+    def start(script, *args):
+        command = [sys.executable, str(ROOT / script), *args]
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        processes.append(subprocess.Popen(command, env=env, text=True, **pipes))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def tree(folder):
+    """tree(): every file below the working directory with its content."""
+    return lambda: {p: p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture
+def direct_loss():
+    """direct_loss(names, data): the mean cross-entropy of the script's model, computed plainly.
+
+    The data is predicted window by window, one at a time, every character but the first once.
+    """
+
+    def direct_loss(names, data):
+        losses = []
+        names["model"].eval()
+        with torch.no_grad():
+            for i in range(0, len(data) - 1, names["block_size"]):
+                x = data[i : i + names["block_size"]][: len(data) - 1 - i]
+                logp = names["model"](x[None])[0][0].double().log_softmax(-1)
+                losses += [-logp[t, data[i + t + 1]].item() for t in range(len(x))]
+        assert len(losses) == len(data) - 1
+        return sum(losses) / len(losses)
+
+    return direct_loss

@@ -1,0 +1,461 @@
+"""gpt_char.py: the model against formulas, and runs that end early and go on."""
+
+import math
+import os
+import random
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+
+class Killed(BaseException):
+    """Raised in the middle of the script: no handler of its own may tidy up after it."""
+
+
+def read(path):
+    return torch.load(path, weights_only=True)
+
+
+def assert_same(a, b):
+    """Checkpoints equal to the bit: weights, optimizers, step. The config names the folder."""
+    assert a.keys() == b.keys()
+    for key in a.keys() - {"config"}:
+        _assert_same(a[key], b[key], key)
+
+
+def _assert_same(a, b, where):
+    assert type(a) is type(b), where
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            _assert_same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for i, (left, right) in enumerate(zip(a, b)):
+            _assert_same(left, right, f"{where}.{i}")
+    else:
+        assert a == b, where
+
+
+# ---------------------------------------------------------------------------------------- Model
+SHAPES = [(2, 4, 48, 24), (4, 4, 128, 64), (1, 1, 8, 16)]  # n_layer, n_head, n_embd, block_size
+
+
+def shape_args(n_layer, n_head, n_embd, block_size):
+    sizes = [f"--n_layer={n_layer}", f"--n_head={n_head}", f"--n_embd={n_embd}"]
+    return [*sizes, f"--block_size={block_size}", "--bfloat16=False"]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_parameter_count_and_tying(load, shape):
+    names = load("gpt_char.py", *shape_args(*shape))
+    model, V = names["model"], names["vocab_size"]
+    L, _, C, T = shape
+    attention = 3 * C * C + 3 * C + C * C + C
+    mlp = 4 * C * C + 4 * C + 4 * C * C + C
+    norm = 2 * C
+    # the output layer has none of its own: it is the embedding of the characters
+    by_hand = V * C + T * C + L * (attention + mlp + 2 * norm) + norm
+    assert sum(p.numel() for p in model.parameters()) == by_hand
+    assert model.lm_head.weight is model.wte.weight and model.lm_head.bias is None
+
+
+def test_tying_survives_a_checkpoint(run, tiny):
+    run("gpt_char.py", *tiny, "--max_iters=2", "--max_new_tokens=0")
+    model = run("gpt_char.py", *tiny, "--max_iters=2", "--max_new_tokens=0").names["model"]
+    assert model.lm_head.weight is model.wte.weight
+
+
+def test_initial_weights(load):
+    model = load("gpt_char.py", *shape_args(4, 4, 128, 128))["model"]
+    for name, p in model.named_parameters():
+        if name.endswith("bias"):
+            assert (p == 0).all(), name
+        elif p.ndim == 1:
+            assert (p == 1).all(), name  # gain of a LayerNorm
+        else:
+            std = 0.02 / math.sqrt(2 * 4) if "c_proj" in name else 0.02
+            assert p.std().item() == pytest.approx(std, rel=0.05), name
+            assert abs(p.mean().item()) < 0.1 * std, name
+
+
+@pytest.mark.parametrize("args", [[], ["--bfloat16=True"], shape_args(2, 2, 16, 16)])
+def test_initial_loss_is_that_of_a_guess(load, args):
+    names = load("gpt_char.py", *args)
+    loss = names["estimate_loss"](names["val_data"])
+    assert loss == pytest.approx(math.log(names["vocab_size"]), abs=0.1)
+
+
+def reference(weights, idx, n_layer, n_head):
+    """A GPT-2 by the formulas, in float64 (Radford et al. 2019, section 2.3)."""
+
+    def norm(x, name):
+        x = x - x.mean(-1, keepdim=True)
+        x = x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+        return x * w[f"{name}.weight"] + w[f"{name}.bias"]
+
+    def linear(x, name):
+        return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
+
+    w = {name: p.double() for name, p in weights.items()}
+    T = idx.shape[1]
+    x = w["wte.weight"][idx] + w["wpe.weight"][:T]
+    for i in range(n_layer):
+        q, k, v = linear(norm(x, f"h.{i}.ln_1"), f"h.{i}.attn.c_attn").chunk(3, dim=-1)
+        hs, heads = q.shape[-1] // n_head, []
+        for h in range(n_head):
+            part = slice(h * hs, (h + 1) * hs)
+            scores = q[..., part] @ k[..., part].mT / hs**0.5
+            scores = scores.masked_fill(torch.ones(T, T).triu(1).bool(), -math.inf)
+            heads.append(scores.softmax(-1) @ v[..., part])
+        x = x + linear(torch.cat(heads, dim=-1), f"h.{i}.attn.c_proj")
+        y = linear(norm(x, f"h.{i}.ln_2"), f"h.{i}.mlp.c_fc")
+        y = y * 0.5 * (1 + torch.erf(y / 2**0.5))  # GELU, without its tanh approximation
+        x = x + linear(y, f"h.{i}.mlp.c_proj")
+    return norm(x, "ln_f") @ w["wte.weight"].T
+
+
+@pytest.mark.parametrize("shape", SHAPES[:2])
+def test_model_against_the_formulas(load, shape):
+    names = load("gpt_char.py", *shape_args(*shape))
+    model = names["model"].eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in model.parameters():  # away from the start, where biases and gains do nothing
+            p.add_(0.2 * torch.randn(p.shape, generator=generator))
+        idx = torch.randint(names["vocab_size"], (2, shape[3] - 3), generator=generator)
+        expected = reference(model.state_dict(), idx, shape[0], shape[1])
+        logits = model(idx)[0]
+        assert expected.std() > 1
+        torch.testing.assert_close(logits.double(), expected, rtol=1e-4, atol=1e-4)
+        names["bfloat16"] = True  # 8 bits of precision
+        assert (model(idx)[0] - expected).abs().mean() < 0.05 * expected.std()
+
+
+def test_dropout_is_for_training_only(load):
+    names = load("gpt_char.py", *shape_args(2, 2, 16, 16), "--dropout=0.5")
+    model, idx = names["model"], names["val_data"][None, :16]
+    assert model.training
+    assert not torch.equal(model(idx)[0], model(idx)[0])
+    losses = {names["estimate_loss"](names["val_data"]) for _ in range(2)}
+    assert len(losses) == 1 and model.training
+    samples = {tuple(names["generate"](idx, 8, temperature=0)[0].tolist()) for _ in range(3)}
+    assert len(samples) == 1 and model.training
+    assert torch.equal(model.eval()(idx)[0], model(idx)[0])
+
+
+def test_dropout_is_everywhere(load):
+    """In the embedding, the attention weights, and behind both parts of a block."""
+    names = load("gpt_char.py", *shape_args(1, 2, 16, 16), "--dropout=0.5")
+    model = names["model"]
+    x = torch.randn(1, 16, 16)
+    attn = model.h[0].attn
+    assert not torch.equal(attn(x), attn(x))
+    assert torch.equal(attn.eval()(x), attn(x))
+    drops = [m for m in model.modules() if isinstance(m, torch.nn.Dropout)]
+    calls = []
+    for drop in drops:
+        drop.register_forward_hook(lambda m, args, out: calls.append((out == 0).float().mean()))
+    model(names["val_data"][None, :16])
+    assert len(calls) == 3  # embedding, attention, MLP
+    assert all(0.3 < share < 0.7 for share in calls)
+
+
+# ------------------------------------------------------------------------------------ Optimizer
+def test_learning_rate_at_its_ends(load, tiny):
+    names = load("gpt_char.py", *tiny, "--learning_rate=0.5", "--warmup_iters=10")
+    names["max_iters"] = 100
+    get_lr = names["get_lr"]
+    assert get_lr(0) == pytest.approx(0.05)
+    assert get_lr(9) == get_lr(10) == 0.5  # the peak
+    assert get_lr(55) == pytest.approx(0.25)  # half way down
+    assert get_lr(99) == pytest.approx(0.5 / 90)  # the last step still learns
+    assert get_lr(100) == 0
+    rates = [get_lr(step) for step in range(101)]
+    assert rates[:10] == sorted(rates[:10]) and rates[10:] == sorted(rates[10:], reverse=True)
+    names["warmup_iters"] = 0
+    assert get_lr(0) == 0.5
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_schedule_is_applied(run, tiny, monkeypatch, optimizer):
+    args = [*tiny, f"--optimizer={optimizer}", "--max_iters=6", "--learning_rate=0.01"]
+    used = []
+    for kind in (torch.optim.Muon, torch.optim.AdamW):
+
+        def step(self, step=kind.step):
+            used.extend((type(self).__name__, group["lr"]) for group in self.param_groups)
+            return step(self)
+
+        monkeypatch.setattr(kind, "step", step)
+    get_lr = run("gpt_char.py", *args, "--max_new_tokens=0").names["get_lr"]
+    kinds = ["Muon", "AdamW"] if optimizer == "muon" else ["AdamW", "AdamW"]
+    # torch wraps step() of an instance's class, which may show as a subclass: compare the rates
+    assert [lr for _, lr in used] == [get_lr(step) for step in range(6) for _ in kinds]
+    assert [name for name, _ in used] == kinds * 6
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_parameter_groups(load, tiny, optimizer):
+    names = load("gpt_char.py", *tiny, f"--optimizer={optimizer}", "--weight_decay=0.3")
+    model = names["model"]
+    matrices = {f"h.{i}.{name}.weight" for i in (0, 1) for name in
+                ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")}  # fmt: skip
+    name_of = {id(p): name for name, p in model.named_parameters()}
+    groups = [
+        (type(opt), group, [name_of[id(p)] for p in group["params"]])
+        for opt in names["optimizers"]
+        for group in opt.param_groups
+    ]
+    (kind, group, members), (kind2, group2, members2) = groups
+    assert set(members) == matrices and group["weight_decay"] == 0.3
+    assert set(members2) == set(name_of.values()) - matrices and group2["weight_decay"] == 0
+    assert len(members) + len(members2) == len(name_of)  # every one once
+    assert kind is (torch.optim.Muon if optimizer == "muon" else torch.optim.AdamW)
+    assert kind2 is torch.optim.AdamW and group2["betas"] == (0.9, 0.99)
+    if optimizer == "muon":
+        assert group["adjust_lr_fn"] == "match_rms_adamw" and group["momentum"] == 0.9
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_first_step_by_hand(load, run, tiny, optimizer):
+    """One step: AdamW moves by the rate times the gradient's sign, Muon by an orthogonal matrix."""
+    args = [*tiny, f"--optimizer={optimizer}", "--dropout=0.0", "--weight_decay=0.0"]
+    args += ["--warmup_iters=0", "--learning_rate=0.01", "--max_new_tokens=0"]
+    before = load("gpt_char.py", *args)["model"].state_dict()
+    run("gpt_char.py", *args, "--max_iters=1")
+    after = read("out/gpt_char/last.pt")["model"]
+    for name in before:
+        change = (after[name] - before[name]) / 0.01
+        if optimizer == "adamw" or not name.startswith("h.") or change.ndim == 1:
+            assert change.abs().max() < 1.001
+            if name == "wte.weight":
+                assert change.abs().median() > 0.99
+        else:
+            rms = change.square().mean().sqrt().item()
+            assert rms == pytest.approx(0.2, rel=0.25), name  # an AdamW step's usual size
+            values = torch.linalg.svdvals(change) / (0.2 * max(change.shape) ** 0.5)
+            assert values.max() < 1.4 and values.median() > 0.6, name  # all directions alike
+
+
+def test_gradient_is_clipped(run, tiny, monkeypatch):
+    norms = []
+    clip = torch.nn.utils.clip_grad_norm_
+
+    def spy(parameters, max_norm):
+        parameters = list(parameters)
+        clip(parameters, max_norm)
+        total = sum(p.grad.square().sum().item() for p in parameters)
+        norms.append((math.sqrt(total), max_norm, len(parameters)))
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", spy)
+    done = run("gpt_char.py", *tiny, "--max_iters=3", "--grad_clip=0.01", "--max_new_tokens=0")
+    count = len(list(done.names["model"].parameters()))
+    assert [(limit, members) for _, limit, members in norms] == [(0.01, count)] * 3
+    assert all(norm == pytest.approx(0.01, rel=1e-3) for norm, _, _ in norms)
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_it_learns(run, tiny, optimizer):
+    args = [*tiny, "--max_iters=200", "--dropout=0.0", "--learning_rate=0.02", "--batch_size=16"]
+    done = run("gpt_char.py", *args, f"--optimizer={optimizer}", "--eval_interval=100")
+    first, middle, last = map(float, re.findall(r"val loss (\d\.\d+) \|", done.out))
+    print(first, middle, last)
+    assert last < middle - 0.05 and middle < first - 0.2
+
+
+# ---------------------------------------------------------------------------------- Checkpoints
+def train(run, tiny, *args):
+    return run("gpt_char.py", *tiny, "--max_new_tokens=5", "--eval_interval=3", *args)
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_going_on_from_any_save(run, tiny, monkeypatch, optimizer):
+    """A run that dies before, in, or after each of its saves ends like one that did not."""
+    args = [f"--optimizer={optimizer}", "--max_iters=9"]
+    calls, die_at = [], None
+
+    def dying(function, name, leave_half=False):
+        def wrapper(*arguments):
+            calls.append(name)
+            if len(calls) - 1 == die_at:
+                if leave_half:
+                    arguments[1].write(b"half of a checkpoint")
+                raise Killed
+            return function(*arguments)
+
+        return wrapper
+
+    save, replace = torch.save, os.replace
+    monkeypatch.setattr(torch, "save", dying(save, "save", leave_half=True))
+    monkeypatch.setattr(os, "fsync", dying(os.fsync, "fsync"))
+    monkeypatch.setattr(os, "replace", dying(replace, "replace"))
+    whole = train(run, tiny, *args, "--out_dir=out/whole")
+    points = len(calls)
+    assert calls.count("save") >= 7 and calls[:3] == ["save", "fsync", "replace"]
+    for die_at in range(0, points, 1 if optimizer == "muon" else 4):  # noqa: B007
+        calls.clear()
+        out_dir = f"out/{die_at}"
+        with pytest.raises(Killed):
+            train(run, tiny, *args, f"--out_dir={out_dir}")
+        for path in Path(out_dir).glob("*.pt"):
+            read(path)  # what has its final name is complete
+        calls[:] = [None] * points  # from here on nothing dies
+        done = train(run, tiny, *args, f"--out_dir={out_dir}")
+        assert (done.code, done.err) == (0, "")
+        for name in ("best.pt", "last.pt"):
+            assert_same(read(f"{out_dir}/{name}"), read(f"out/whole/{name}"))
+        assert done.out.split("-" * 80)[1:] == whole.out.split("-" * 80)[1:]
+        calls.clear()
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(run, tiny, monkeypatch):
+    """The step under way is finished and saved, at a step that is no checkpoint's."""
+    whole = train(run, tiny, "--max_iters=9", "--out_dir=out/whole")
+    clip, calls = torch.nn.utils.clip_grad_norm_, []
+
+    def interrupt(*args):
+        calls.append(args)
+        if len(calls) == 5:
+            signal.raise_signal(signal.SIGINT)
+        return clip(*args)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", interrupt)
+    stopped = train(run, tiny, "--max_iters=9")
+    assert (stopped.code, stopped.err) == (130, "")
+    last = stopped.out.splitlines()[-1]
+    assert "step 5" in last and "out/gpt_char" in last and "--init_from=resume" in last
+    assert read("out/gpt_char/last.pt")["step"] == 5
+    done = train(run, tiny, "--max_iters=9")
+    assert "going on from step 5" in done.out and len(calls) == 9
+    assert_same(read("out/gpt_char/last.pt"), read("out/whole/last.pt"))
+    assert done.out.split("-" * 80)[1:] == whole.out.split("-" * 80)[1:]
+
+
+def test_ctrl_c_for_real(start, tiny):
+    process = start("gpt_char.py", "--device=cpu", *tiny, "--max_iters=1000000")
+    process.stdout.readline()
+    assert process.stdout.readline().startswith("step     0/")
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "")
+    step = int(re.search(r"stopped at step (\d+), saved in out/gpt_char; .*resume", out)[1])
+    assert read("out/gpt_char/last.pt")["step"] == step
+    assert "final val loss" not in out
+
+
+def kill_and_go_on(run, start, args, kills, seed):
+    """Kill a run at random moments until it has been killed often enough, then let it finish."""
+    rng = random.Random(seed)
+    args = [*args, "--eval_interval=1", "--max_new_tokens=5"]  # saving most of the time
+    killed = 0
+    while killed < kills:
+        process = start("gpt_char.py", "--device=cpu", *args)
+        if killed == 0:
+            assert "parameters" in process.stdout.readline()
+        else:  # some way into the training
+            for _ in range(rng.randint(1, 6)):
+                process.stdout.readline()
+        time.sleep(rng.uniform(0, 0.05))
+        process.kill()
+        if process.wait() != -signal.SIGKILL:
+            break  # this process was held up, and the run was done first
+        process.communicate()
+        killed += 1
+        for path in Path("out/gpt_char").glob("*.pt"):
+            read(path)
+    assert killed > 0
+    process = start("gpt_char.py", "--device=cpu", *args)
+    out, err = process.communicate()
+    assert (process.returncode, err) == (0, "")
+    whole = run("gpt_char.py", *args, "--out_dir=out/whole")
+    for name in ("best.pt", "last.pt"):
+        assert_same(read(f"out/gpt_char/{name}"), read(f"out/whole/{name}"))
+    assert out.split("-" * 80)[1:] == whole.out.split("-" * 80)[1:]
+    return out
+
+
+def test_sigkill_and_go_on(run, start, tiny):
+    out = kill_and_go_on(run, start, [*tiny, "--max_iters=100"], kills=3, seed=time.time_ns())
+    assert "going on from step" in out
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_sigkill_thirty_times(run, start, tiny, optimizer):
+    args = [*tiny, f"--optimizer={optimizer}", "--max_iters=600"]
+    kill_and_go_on(run, start, args, kills=30, seed=time.time_ns())
+
+
+def test_finished_run_only_samples(run, tiny, tree):
+    trained = train(run, tiny, "--max_iters=6")
+    files, last, best = tree(), read("out/gpt_char/last.pt"), read("out/gpt_char/best.pt")
+    again = train(run, tiny, "--max_iters=6", "--prompt=AB", "--temperature=0")
+    assert again.code == 0
+    sample = again.out.split("-" * 80 + "\n")[1]
+    assert sample.startswith("AB") and len(sample) == 2 + 5 + 1
+    assert again.out.splitlines()[-1] == trained.out.splitlines()[-1]
+    assert tree().keys() == files.keys()
+    assert_same(read("out/gpt_char/last.pt"), last)
+    assert_same(read("out/gpt_char/best.pt"), best)
+
+
+def test_best_is_kept_beside_last(run, tiny, folder, text, direct_loss):
+    """Where the validation text is unlike the training text, training makes it worse."""
+    (folder / "data/other").mkdir()
+    n, chars = int(0.9 * len(text)), sorted(set(text))
+    other = text[n:].translate(str.maketrans(dict(zip(chars, chars[::-1]))))
+    (folder / "data/other/input.txt").write_text(text[:n] + other, encoding="utf-8")
+    args = ["--data_dir=data/other", "--max_iters=30", "--learning_rate=0.1", "--dropout=0.0"]
+    done = train(run, tiny, *args)
+    losses = [float(x) for x in re.findall(r"val loss (\d+\.\d+) \|", done.out)]
+    best, last = read("out/gpt_char/best.pt"), read("out/gpt_char/last.pt")
+    assert (last["step"], best["step"]) == (30, 3 * losses.index(min(losses)))
+    assert best["step"] < 30
+    assert best["best_val_loss"] == last["best_val_loss"]
+    assert best["best_val_loss"] == pytest.approx(min(losses), abs=1e-4)
+    # what is printed and sampled at the end is of the best
+    names, final = done.names, float(done.out.split()[-1])
+    for name, p in names["model"].state_dict().items():
+        assert torch.equal(p, best["model"][name])
+    of_best = direct_loss(names, names["val_data"])
+    assert final == pytest.approx(of_best, abs=1e-4)
+    names["model"].load_state_dict(last["model"])
+    assert direct_loss(names, names["val_data"]) > of_best + 0.01
+
+
+def test_scratch_forgets(run, tiny):
+    first = train(run, tiny, "--max_iters=6")
+    again = train(run, tiny, "--max_iters=6", "--init_from=scratch")
+    losses = [re.findall(r"loss \d\.\d{4}", done.out) for done in (first, again)]
+    assert losses[0] == losses[1] and len(losses[0]) == 7
+    assert "going on" not in again.out
+
+
+def test_no_training_writes_nothing(run, tiny, tree):
+    files = tree()
+    done = train(run, tiny, "--max_iters=0")
+    assert done.code == 0 and tree() == files
+
+
+def test_more_steps_go_on_from_the_last(run, tiny):
+    train(run, tiny, "--max_iters=6")
+    done = train(run, tiny, "--max_iters=9")
+    assert "going on from step 6" in done.out
+    assert read("out/gpt_char/last.pt")["step"] == 9
+
+
+def test_checkpoint_content(run, tiny, text):
+    """All of it is plain data: weights_only=True reads it (see read)."""
+    train(run, tiny, "--max_iters=3", "--seed=11")
+    last = read("out/gpt_char/last.pt")
+    assert last["config"]["n_embd"] == 16 and last["config"]["seed"] == 11
+    assert last["chars"] == "".join(sorted(set(text)))
+    assert last["step"] == 3 and len(last["optimizers"]) == 2
+    assert sorted(p.name for p in Path("out/gpt_char").iterdir()) == ["best.pt", "last.pt"]
