@@ -1,46 +1,39 @@
 """
-Step 3 of 5: the Transformer, trained the way it is done today.
+Step 4 of 5: on the way to GPT-2.
 
-Attention moves information between positions; what was missing is time to think about it and
-depth. A Transformer block is attention followed by an MLP, both wrapped in the two devices that
-make deep networks trainable: a residual connection (x + f(x): gradients flow past f undiminished)
-and LayerNorm in front of f. A GPT is a stack of such blocks between an embedding and its
-transpose. Around the model come what long runs need: dropout, a learning-rate schedule, gradient
-clipping, the Muon optimizer, and checkpoints from which an interrupted run goes on.
+The model of gpt_char.py is GPT-2's already; it only has to grow. What this file adds is what
+surrounds a large model: tokens of several characters, read from files.
 
-    python gpt_char.py                        train, or go on where the last run was interrupted
-    python gpt_char.py --prompt="ROMEO:"      once trained, only sample (from the best checkpoint)
-    python gpt_char.py --init_from=scratch    forget the checkpoints of out_dir and train anew
-    python gpt_char.py --optimizer=adamw --learning_rate=3e-3     as in the lecture, without Muon
+    python gpt2_train.py                           a small model, bytes of Shakespeare
+    python gpt2_train.py --data_dir=data/shakespeare/gpt2 --out_dir=out/tokens
+                                                   the same on GPT-2's tokens
+    python gpt2_train.py --max_iters=0 --prompt="ROMEO:"
+                                                   only sample from the best checkpoint
 
-Expect a final val loss of about 1.50 (v2_attention.py: 2.16) after two and a half minutes on two
-cores of an Intel Xeon, and text that has the shape of a play. With a GPU the model is 17 times as
-large; its loss there is not measured yet.
+The same command goes on where an interrupted run ended.
+Its speed and loss are measured when it is complete.
 
-Diff against v2_attention.py
-+ CausalSelfAttention: all heads in one projection, PyTorch's fused attention kernel
-- Head: now inside CausalSelfAttention
-- MultiHeadAttention: the same
-+ MLP: the position-wise network
-+ Block: attention and MLP with residuals and LayerNorm
-+ GPT: a stack of blocks; GPT-2's initialisation, tied weights, dropout, bfloat16
-- AttentionLanguageModel: the one-layer model
-~ model: is the new class
-~ estimate_loss: switches dropout off
-~ generate: the same
-+ matrices, others: the parameters for Muon, and those for AdamW
-~ optimizer: is now a hyperparameter, "muon" or "adamw"
-+ get_lr: warm-up and decay of the learning rate
-+ save_checkpoint, load_checkpoint: write and read all that training needs to go on
-+ request_stop, stop: Ctrl-C saves before it ends
-+ out_dir, init_from: where checkpoints are, and whether to start from one
-+ cpu_features, bfloat16: faster matrix products where the hardware has them
-+ n_layer, dropout: number of blocks, strength of the regularisation
-+ warmup_iters, weight_decay, momentum, beta1, beta2, grad_clip: of the optimizers
-~ block_size, n_head, n_embd: a larger model
-~ batch_size, max_iters, eval_interval, learning_rate: a longer run
-+ first_step, best_val_loss: where a run goes on
-~ temperature: a good model is best sampled a little below 1
+Diff against gpt_char.py
+Data
++ open_shard, paths, shards, vocab_sizes: files of tokens, checked
++ tokenizer: GPT-2's, or none where tokens are bytes
+~ encode, decode, vocab_size: go by it
+- input_file, chars, stoi, unknown, data, n: no text, no split any more
+~ train_data, val_data: the tokens of all their shards
+~ get_batch: of tokens
+~ data_dir: a folder of shards
+Model
+~ block_size: of tokens
+~ GPT: of tokens
+Evaluation
+~ estimate_loss: of tokens
+Checkpoints
+~ save_checkpoint, load_checkpoint, out_dir: hold the number of tokens, not the characters
+Sampling
+~ generate: of tokens
+~ prompt, max_new_tokens: of tokens
++ start_ids: the prompt or, without one, what begins a document
+~ idx: them
 """
 
 import difflib
@@ -53,13 +46,15 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
+import tiktoken
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
 # ------------------------------------------------------------------------------ Hyperparameters
-data_dir = "data/shakespeare"  # folder with input.txt, see prepare_shakespeare.py
-out_dir = "out/gpt_char"  # folder of the checkpoints best.pt and last.pt
+data_dir = "data/shakespeare/bytes"  # folder of token shards, see prepare_shakespeare.py
+out_dir = "out/gpt2_train"  # folder of the checkpoints
 init_from = "resume"  # continue from out_dir/last.pt if it is there; "scratch": start anew
 device = "cuda" if torch.cuda.is_available() else "cpu"  # "mps" on a Mac
 cpu_features = getattr(torch.cpu, "get_capabilities", dict)()
@@ -67,7 +62,7 @@ cpu_features = getattr(torch.cpu, "get_capabilities", dict)()
 bfloat16 = torch.cuda.is_bf16_supported(False) or cpu_features.get("avx512_bf16", False)
 seed = 1337  # decides the initial weights, the batches and the sample
 batch_size = 12 if device == "cpu" else 64  # B: sequences in a batch
-block_size = 128 if device == "cpu" else 256  # T: characters in a sequence
+block_size = 128 if device == "cpu" else 256  # T: tokens in a sequence
 max_iters = 3600 if device == "cpu" else 2400  # training steps; 0 only samples
 eval_interval = 250  # steps from one line of progress, and checkpoint, to the next
 eval_iters = 20  # batches in an estimate of the loss
@@ -83,8 +78,8 @@ momentum = 0.9  # of Muon
 beta1 = 0.9  # of AdamW: how slowly its mean gradient changes
 beta2 = 0.99  # and its mean squared gradient
 grad_clip = 1.0  # longest gradient, as a norm over all parameters
-prompt = ""  # what the sample begins with; empty: the first character of the text
-max_new_tokens = 500  # characters to sample
+prompt = ""  # what the sample begins with; empty: as if a new document began
+max_new_tokens = 500  # tokens to sample
 temperature = 0.8  # below 1: safer, above 1: wilder; 0: always the likeliest
 top_k = 0  # sample from the k likeliest only; 0: from all
 
@@ -122,48 +117,70 @@ except (AssertionError, RuntimeError) as error:
     sys.exit(f"--device={device}: {str(error).splitlines()[0]}")
 
 # ----------------------------------------------------------------------------------------- Data
-input_file = Path(data_dir, "input.txt")
-if not input_file.exists() and data_dir == "data/shakespeare":
-    prepare = subprocess.run([sys.executable, Path(__file__).with_name("prepare_shakespeare.py")])
-    if not input_file.exists():
-        sys.exit(prepare.returncode)  # it has said why
-try:
-    text = input_file.read_bytes().decode("utf-8")
-except (OSError, UnicodeDecodeError) as error:
-    sys.exit(f"{input_file}: {error}; prepare_shakespeare.py --source=FILE --name=NAME makes one")
+if not any(Path(data_dir).glob("*.bin")) and Path(data_dir).parent == Path("data/shakespeare"):
+    subprocess.run([sys.executable, Path(__file__).with_name("prepare_shakespeare.py")])
 
-chars = sorted(set(text))  # the vocabulary
-vocab_size = len(chars)  # V
-stoi = {c: i for i, c in enumerate(chars)}
+
+def open_shard(path):
+    """Map a shard of tokens into memory; ends the program where it is not a whole one.
+
+    The format is llm.c's: 256 int32 of header (magic number, version, number of tokens, vocabulary
+    size with 0 for GPT-2's 50257), then the tokens as uint16, all little-endian.
+    Returns the tokens, an array that is read from the disk on use, and the size of the vocabulary.
+    """
+    try:
+        header = np.fromfile(path, dtype="<i4", count=256)
+        if len(header) < 256 or header[0] != 20240520 or header[1] != 1 or header[2] < 1:
+            sys.exit(f"{path}: is not a shard of tokens; delete it, and prepare the data again")
+        expected, found = 256 * 4 + 2 * int(header[2]), path.stat().st_size
+        if found != expected:
+            sys.exit(f"{path}: has {found} bytes, not {expected}; delete it, and prepare it again")
+        return np.memmap(path, dtype="<u2", mode="r", offset=256 * 4), int(header[3]) or 50257
+    except (OSError, ValueError) as error:
+        sys.exit(f"{path}: {error}")
+
+
+paths, shards, vocab_sizes = {}, {}, set()
+for split in ("train", "val"):
+    paths[split] = sorted(Path(data_dir).glob(f"*_{split}_*.bin"))
+    if not paths[split]:
+        sys.exit(f"{data_dir}: has no *_{split}_*.bin; prepare_shakespeare.py, for one, makes them")
+    shards[split], sizes_found = zip(*map(open_shard, paths[split]))
+    vocab_sizes.update(sizes_found)
+vocab_size = min(vocab_sizes)  # V
+if vocab_sizes not in ({256}, {50257}):
+    sys.exit(f"{data_dir}: the shards must all be of bytes, or all of GPT-2's tokens")
+tokenizer = None  # where tokens are bytes
+if vocab_size == 50257:
+    os.environ.setdefault("TIKTOKEN_CACHE_DIR", "data/tiktoken")
+    try:
+        tokenizer = tiktoken.get_encoding("gpt2")
+    except Exception:  # whatever its HTTP library raises
+        sys.exit("cannot download GPT-2's tokenizer; prepare_shakespeare.py gets it from a package")
 
 
 def encode(s):
-    """Turn a string into a list of token ids, one per character."""
-    return [stoi[c] for c in s]
+    """Turn a string into a list of token ids: of GPT-2's tokenizer, or its bytes."""
+    return tokenizer.encode_ordinary(s) if tokenizer else list(s.encode("utf-8"))
 
 
 def decode(ids):
     """Turn a list of token ids back into the string."""
-    return "".join(chars[i] for i in ids)
+    return tokenizer.decode(ids) if tokenizer else bytes(ids).decode("utf-8", errors="replace")
 
 
-unknown = "".join(sorted(set(prompt) - set(chars)))
-if unknown:
-    sys.exit(f"--prompt: the model cannot know {unknown!r}, which {input_file} does not contain")
-
-data = torch.tensor(encode(text), dtype=torch.long)
-n = int(0.9 * len(data))  # the first 90% is for training, the rest for validation
-train_data, val_data = data[:n].to(device), data[n:].to(device)
-if len(val_data) <= block_size:
-    sys.exit(
-        f"{input_file}: --block_size={block_size} needs {10 * block_size + 10} characters or more"
-    )
+train_data, val_data = (
+    torch.from_numpy(np.concatenate(shards[split]).astype(np.int64)).to(device)
+    for split in ("train", "val")
+)
+if min(len(train_data), len(val_data)) <= block_size:
+    sys.exit(f"{data_dir}: too short, --block_size={block_size} needs longer shards")
 
 
 def get_batch():
     """Cut random sequences out of the training data.
 
-    Returns x, y of shape (B, T): y[b, t] is the character that follows x[b, t] in the text.
+    Returns x, y of shape (B, T): y[b, t] is the token that follows x[b, t].
     """
     i = torch.randint(len(train_data) - block_size, (batch_size, 1), device=device)  # (B, 1)
     i = i + torch.arange(block_size, device=device)  # (B, T)
@@ -237,13 +254,13 @@ class GPT(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.wte = nn.Embedding(vocab_size, n_embd)  # what the character is
+        self.wte = nn.Embedding(vocab_size, n_embd)  # what the token is
         self.wpe = nn.Embedding(block_size, n_embd)  # where it stands
         self.drop = nn.Dropout(dropout)
         self.h = nn.ModuleList([Block() for _ in range(n_layer)])
         self.ln_f = nn.LayerNorm(n_embd)
         self.lm_head = nn.Linear(n_embd, vocab_size, bias=False)
-        self.lm_head.weight = self.wte.weight  # tied: one matrix reads and writes characters
+        self.lm_head.weight = self.wte.weight  # tied: one matrix reads and writes tokens
         for name, p in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(p)
@@ -253,7 +270,7 @@ class GPT(nn.Module):
                 nn.init.normal_(p, std=std)
 
     def forward(self, idx, targets=None):
-        """Score every possible next character at every position.
+        """Score every possible next token at every position.
 
         idx, targets: (B, T) token ids, T at most block_size, targets of -1 do not count.
         Returns logits (B, T, V) and, given targets, the mean cross-entropy in nats (else None).
@@ -273,15 +290,15 @@ class GPT(nn.Module):
 torch.manual_seed(seed)
 model = GPT().to(device)
 n_params = sum(p.numel() for p in model.parameters())
-print(f"{n_params:,} parameters, {vocab_size} different characters, device {device}")
+print(f"{n_params:,} parameters, {vocab_size} different tokens, device {device}")
 
 
 # ----------------------------------------------------------------------------------- Evaluation
 @torch.no_grad()
 def estimate_loss(data, max_batches=math.inf):
-    """Mean loss in nats per character over the whole of data, or over evenly spaced parts of it.
+    """Mean loss in nats per token over the whole of data, or over evenly spaced parts of it.
 
-    The text is cut into neighbouring windows of block_size characters, each one is one sequence.
+    The tokens are cut into neighbouring windows of block_size, each one is one sequence.
     """
     model.eval()  # no dropout
     x, y = data[:-1], data[1:]
@@ -340,7 +357,7 @@ def save_checkpoint(file_name, step, best_val_loss):
         "model": model.state_dict(),
         "optimizers": [opt.state_dict() for opt in optimizers],
         "config": config,
-        "chars": "".join(chars),
+        "vocab_size": vocab_size,
     }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -363,8 +380,8 @@ def load_checkpoint(file_name):
         for name in ("n_layer", "n_head", "n_embd", "block_size", "optimizer"):
             if checkpoint["config"][name] != config[name]:
                 raise ValueError(f"was made with --{name}={checkpoint['config'][name]}")
-        if checkpoint["chars"] != "".join(chars):
-            raise ValueError(f"was trained on a text with other characters than {input_file}")
+        if checkpoint["vocab_size"] != vocab_size:
+            raise ValueError(f"knows {checkpoint['vocab_size']} different tokens, not {vocab_size}")
         model.load_state_dict(checkpoint["model"])
         for opt, state in zip(optimizers, checkpoint["optimizers"], strict=True):
             opt.load_state_dict(state)
@@ -437,7 +454,7 @@ def generate(idx, max_new_tokens, temperature=1.0, top_k=0):
     model.eval()
     for _ in range(max_new_tokens):
         logits, _ = model(idx[:, -block_size:])  # no position beyond block_size is known
-        logits = logits[:, -1]  # the scores of what follows the last character, (B, V)
+        logits = logits[:, -1]  # the scores of what follows the last token, (B, V)
         if temperature == 0:
             idx_next = logits.argmax(dim=-1, keepdim=True)  # (B, 1)
         else:
@@ -455,7 +472,9 @@ if best_val_loss < math.inf:  # there is a checkpoint of this model
     load_checkpoint("best.pt")
 final_val_loss = estimate_loss(val_data)
 torch.manual_seed(seed)
-idx = torch.tensor([encode(prompt or text[0])], device=device)  # (1, T)
+# Without a prompt, what stands between documents: <|endoftext|>, or a new line
+start_ids = encode(prompt) or [50256 if tokenizer else ord("\n")]
+idx = torch.tensor([start_ids], device=device)  # (1, T)
 sample = decode(generate(idx, max_new_tokens, temperature, top_k)[0].tolist())
 print("-" * 80, sample, "-" * 80, sep="\n")
 print(f"final val loss {final_val_loss:.4f}")
