@@ -1,13 +1,15 @@
 """
-Step 4 of 5: on the way to GPT-2.
+Step 4 of 5: GPT-2 for real, from a laptop to a GPU.
 
 The model of gpt_char.py is GPT-2's already; it only has to grow. What this file adds is what
 surrounds a large model: tokens of several characters, read from files larger than memory in an
 order that depends on nothing but the seed.
 
-    python gpt2_train.py                           a small model, bytes of Shakespeare
+    python gpt2_train.py                           on a laptop: a small model, bytes of Shakespeare
     python gpt2_train.py --data_dir=data/shakespeare/gpt2 --out_dir=out/tokens
                                                    the same on GPT-2's tokens
+    python gpt2_train.py                           on a GPU: GPT-2 (124M) on FineWeb-Edu
+    python gpt2_train.py --model=gpt2-medium       350M parameters
     python gpt2_train.py --max_iters=0 --prompt="ROMEO:"
                                                    only sample from the best checkpoint
 
@@ -24,8 +26,12 @@ Data
 ~ get_batch: takes the next ones of that order
 ~ data_dir: a folder of shards
 Model
-~ block_size: of tokens
-~ GPT: of tokens
++ sizes, given: GPT-2's and GPT-3's by name
+~ model, n_layer, n_head, n_embd, block_size, dropout: a name gives the size
+~ GPT: vocabulary padded to a multiple of 128
+~ MLP: GELU in the approximation with which GPT-2 was trained
+Training
+~ batch_size: for a large model
 Evaluation
 ~ estimate_loss: reads its windows from the disk
 Checkpoints
@@ -56,23 +62,24 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 # ------------------------------------------------------------------------------ Hyperparameters
-data_dir = "data/shakespeare/bytes"  # folder of token shards, see prepare_shakespeare.py
+device = "cuda" if torch.cuda.is_available() else "cpu"  # "mps" on a Mac
+data_dir = "data/shakespeare/bytes" if device == "cpu" else "data/fineweb_edu"  # token shards
 out_dir = "out/gpt2_train"  # folder of the checkpoints
 init_from = "resume"  # continue from out_dir/last.pt if it is there; "scratch": start anew
-device = "cuda" if torch.cuda.is_available() else "cpu"  # "mps" on a Mac
 cpu_features = getattr(torch.cpu, "get_capabilities", dict)()
 # Matrix products in bfloat16 where the hardware has it: a step takes 0.7 of the time on a CPU
 bfloat16 = torch.cuda.is_bf16_supported(False) or cpu_features.get("avx512_bf16", False)
 seed = 1337  # decides the initial weights, the batches and the sample
-batch_size = 12 if device == "cpu" else 64  # B: sequences in a batch
-block_size = 128 if device == "cpu" else 256  # T: tokens in a sequence
+model = "char" if device == "cpu" else "gpt2"  # a name in sizes, below
+n_layer = 0  # blocks; 0: as model says
+n_head = 0  # heads of attention, each of n_embd / n_head channels; 0: as model says
+n_embd = 0  # C: numbers that describe one position; 0: as model says
+block_size = 128 if device == "cpu" else 1024  # T: tokens in a sequence
+dropout = 0.0  # share of activations set to 0 while training
+batch_size = 12  # B: sequences in a batch
 max_iters = 3600 if device == "cpu" else 2400  # training steps; 0 only samples
 eval_interval = 250  # steps from one line of progress, and checkpoint, to the next
 eval_iters = 20  # batches in an estimate of the loss
-n_layer = 3 if device == "cpu" else 6  # blocks
-n_head = 2 if device == "cpu" else 6  # heads of attention, each of n_embd / n_head channels
-n_embd = 128 if device == "cpu" else 384  # C: numbers that describe one position
-dropout = 0.0 if device == "cpu" else 0.2  # share of activations set to 0 while training
 optimizer = "muon"  # for the matrices inside the blocks; "adamw": for everything, as in the lecture
 learning_rate = 1.5e-2 if device == "cpu" else 5e-3  # of both optimizers, at its peak
 warmup_iters = 5  # steps until the peak
@@ -119,11 +126,24 @@ try:
 except (AssertionError, RuntimeError) as error:
     sys.exit(f"--device={device}: {str(error).splitlines()[0]}")
 
+# ---------------------------------------------------------------------------------------- Sizes
+sizes = {  # n_layer, n_head, n_embd
+    "char": (3, 2, 128),  # the model of gpt_char.py on a CPU
+    "gpt2": (12, 12, 768),  # 124M parameters; the same as GPT-3 Small
+    "gpt2-medium": (24, 16, 1024),  # 350M; the same as GPT-3 Medium
+    "gpt2-large": (36, 20, 1280),  # 774M
+    "gpt2-xl": (48, 25, 1600),  # 1558M
+    "gpt3-large": (24, 16, 1536),  # 760M, with --block_size=2048 (Brown et al. 2020, table 2.1)
+    "gpt3-xl": (24, 16, 2048),  # 1.3B, the same
+}
+if model not in sizes:
+    sys.exit(f"--model={model}: must be one of {', '.join(sizes)}")
+given = n_layer, n_head, n_embd
+n_layer, n_head, n_embd = (size or default for size, default in zip(given, sizes[model]))
+config.update(n_layer=n_layer, n_head=n_head, n_embd=n_embd)
+
+
 # ----------------------------------------------------------------------------------------- Data
-if not any(Path(data_dir).glob("*.bin")) and Path(data_dir).parent == Path("data/shakespeare"):
-    subprocess.run([sys.executable, Path(__file__).with_name("prepare_shakespeare.py")])
-
-
 def open_shard(path):
     """Map a shard of tokens into memory; ends the program where it is not a whole one.
 
@@ -143,6 +163,8 @@ def open_shard(path):
         sys.exit(f"{path}: {error}")
 
 
+if not any(Path(data_dir).glob("*.bin")) and Path(data_dir).parent == Path("data/shakespeare"):
+    subprocess.run([sys.executable, Path(__file__).with_name("prepare_shakespeare.py")])
 paths, shards, vocab_sizes = {}, {}, set()
 for split in ("train", "val"):
     paths[split] = sorted(Path(data_dir).glob(f"*_{split}_*.bin"))
@@ -267,7 +289,7 @@ class MLP(nn.Module):
 
     def forward(self, x):
         """x: (B, T, C). Returns (B, T, C)."""
-        return self.c_proj(F.gelu(self.c_fc(x)))
+        return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
 
 
 class Block(nn.Module):
@@ -294,12 +316,13 @@ class GPT(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.wte = nn.Embedding(vocab_size, n_embd)  # what the token is
+        # A multiple of 128 rows suits the hardware; those beyond vocab_size are never used
+        self.wte = nn.Embedding(math.ceil(vocab_size / 128) * 128, n_embd)  # what the token is
         self.wpe = nn.Embedding(block_size, n_embd)  # where it stands
         self.drop = nn.Dropout(dropout)
         self.h = nn.ModuleList([Block() for _ in range(n_layer)])
         self.ln_f = nn.LayerNorm(n_embd)
-        self.lm_head = nn.Linear(n_embd, vocab_size, bias=False)
+        self.lm_head = nn.Linear(n_embd, len(self.wte.weight), bias=False)
         self.lm_head.weight = self.wte.weight  # tied: one matrix reads and writes tokens
         for name, p in self.named_parameters():
             if name.endswith("bias"):
@@ -320,7 +343,7 @@ class GPT(nn.Module):
             x = self.drop(x)
             for block in self.h:
                 x = block(x)
-            logits = self.lm_head(self.ln_f(x)).float()  # (B, T, V)
+            logits = self.lm_head(self.ln_f(x))[..., :vocab_size].float()  # (B, T, V)
         if targets is None:
             return logits, None
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
