@@ -3,7 +3,8 @@ Step 4 of 5: GPT-2 for real, from a laptop to a GPU.
 
 The model of gpt_char.py is GPT-2's already; it only has to grow. What this file adds is what
 surrounds a large model: tokens of several characters, read from files larger than memory in an
-order that depends on nothing but the seed.
+order that depends on nothing but the seed; and batches larger than a GPU's memory, made of
+micro-batches.
 
     python gpt2_train.py                           on a laptop: a small model, bytes of Shakespeare
     python gpt2_train.py --data_dir=data/shakespeare/gpt2 --out_dir=out/tokens
@@ -31,7 +32,9 @@ Model
 ~ GPT: vocabulary padded to a multiple of 128
 ~ MLP: GELU in the approximation with which GPT-2 was trained
 Training
-~ batch_size: for a large model
++ total_batch_size, per_step, unit, accumulation: many sequences in a step, a few at a time
++ device_type: a GPU says how much memory it has
+~ batch_size, max_iters, learning_rate, warmup_iters, momentum, beta2: a large preset
 Evaluation
 ~ estimate_loss: reads its windows from the disk
 Checkpoints
@@ -76,17 +79,18 @@ n_head = 0  # heads of attention, each of n_embd / n_head channels; 0: as model 
 n_embd = 0  # C: numbers that describe one position; 0: as model says
 block_size = 128 if device == "cpu" else 1024  # T: tokens in a sequence
 dropout = 0.0  # share of activations set to 0 while training
-batch_size = 12  # B: sequences in a batch
-max_iters = 3600 if device == "cpu" else 2400  # training steps; 0 only samples
+total_batch_size = 1536 if device == "cpu" else 524_288  # tokens in a step
+batch_size = 0  # B: sequences computed at a time; 0: what fits the memory
+max_iters = 3600 if device == "cpu" else 19_073  # training steps; 0 only samples
 eval_interval = 250  # steps from one line of progress, and checkpoint, to the next
 eval_iters = 20  # batches in an estimate of the loss
 optimizer = "muon"  # for the matrices inside the blocks; "adamw": for everything, as in the lecture
-learning_rate = 1.5e-2 if device == "cpu" else 5e-3  # of both optimizers, at its peak
-warmup_iters = 5  # steps until the peak
+learning_rate = 1.5e-2 if device == "cpu" else 1.8e-3  # of both optimizers, at its peak
+warmup_iters = 5 if device == "cpu" else 256  # steps until the peak
 weight_decay = 0.1  # of the matrices inside the blocks
-momentum = 0.9  # of Muon
+momentum = 0.9 if device == "cpu" else 0.95  # of Muon
 beta1 = 0.9  # of AdamW: how slowly its mean gradient changes
-beta2 = 0.99  # and its mean squared gradient
+beta2 = 0.99 if device == "cpu" else 0.95  # and its mean squared gradient
 grad_clip = 1.0  # longest gradient, as a norm over all parameters
 prompt = ""  # what the sample begins with; empty: as if a new document began
 max_new_tokens = 500  # tokens to sample
@@ -141,6 +145,27 @@ if model not in sizes:
 given = n_layer, n_head, n_embd
 n_layer, n_head, n_embd = (size or default for size, default in zip(given, sizes[model]))
 config.update(n_layer=n_layer, n_head=n_head, n_embd=n_embd)
+
+device_type = torch.device(device).type
+per_step = total_batch_size // block_size  # sequences in a step
+if batch_size == 0:
+    # In half precision a layer keeps 34 bytes per channel and token (Korthikanti et al. 2022,
+    # equation 2) and the softmax over the vocabulary about 10 per entry; a parameter takes 16
+    memory = 2**33  # bytes; 8 GiB on a CPU
+    if device_type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+    free = 0.8 * memory - 16 * (12 * n_layer * n_embd + 50304) * n_embd
+    fits = free / (block_size * (34 * n_layer * n_embd + 10 * 50304))
+    divisors = [b for b in range(1, per_step + 1) if per_step % b == 0]
+    batch_size = max((b for b in divisors if b <= fits), default=1)
+accumulation = per_step // batch_size  # micro-batches in a step
+unit = block_size * (config["batch_size"] or 1)  # an automatic one always divides
+if max_iters > 0 and total_batch_size % unit != 0:
+    nearest = max(1, round(total_batch_size / unit)) * unit
+    sys.exit(
+        f"--total_batch_size={total_batch_size}: must be a multiple of batch_size x block_size"
+        f" = {unit}; --total_batch_size={nearest} is the nearest"
+    )
 
 
 # ----------------------------------------------------------------------------------------- Data
@@ -238,13 +263,14 @@ def shuffled_windows(epoch):
     return shift + block_size * rng.permutation(int(window_ends["train"][-1]))
 
 
-def get_batch(step):
-    """Sequences x, y of shape (B, T) for a step of training.
+def get_batch(step, micro_step):
+    """Sequences x, y of shape (B, T) for one micro-step.
 
-    They depend on nothing but the seed and the step: every epoch visits every window once, and a
-    step takes the next batch_size windows. So a resumed run sees what an unbroken one sees.
+    They depend on nothing but the seed and their place: every epoch visits every window once, a
+    step takes the next total_batch_size / block_size windows, and its micro-steps share them out.
+    So a resumed run sees what an unbroken one sees.
     """
-    i = step * batch_size
+    i = (step * accumulation + micro_step) * batch_size
     places = [divmod(j, int(window_ends["train"][-1])) for j in range(i, i + batch_size)]
     return read_windows("train", [shuffled_windows(epoch)[place] for epoch, place in places])
 
@@ -353,7 +379,10 @@ class GPT(nn.Module):
 torch.manual_seed(seed)
 model = GPT().to(device)
 n_params = sum(p.numel() for p in model.parameters())
-print(f"{n_params:,} parameters, {vocab_size} different tokens, device {device}")
+print(
+    f"{n_params:,} parameters, {vocab_size} different tokens, device {device}, "
+    f"{accumulation} micro-batches of {batch_size} x {block_size} tokens"
+)
 
 
 # ----------------------------------------------------------------------------------- Evaluation
@@ -476,7 +505,7 @@ for step in range(first_step, max_iters + 1):
         left = timedelta(seconds=round((max_iters - step) / speed)) if speed else "?"
         print(
             f"step {step:5d}/{max_iters} | train loss {train_loss:.4f} | val loss {val_loss:.4f} | "
-            f"{speed * batch_size * block_size:9,.0f} tokens/s | {left} left",
+            f"{speed * total_batch_size:9,.0f} tokens/s | {left} left",
             flush=True,
         )
         if not math.isfinite(val_loss):
@@ -493,10 +522,11 @@ for step in range(first_step, max_iters + 1):
     if step == max_iters:
         break
     torch.manual_seed(hash((seed, step)))  # dropout depends on nothing that went before
-    x, y = get_batch(step)
-    _, loss = model(x, y)
     model.zero_grad()
-    loss.backward()
+    for micro_step in range(accumulation):
+        x, y = get_batch(step, micro_step)
+        _, loss = model(x, y)
+        (loss / accumulation).backward()
     nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
     for opt in optimizers:
         for group in opt.param_groups:
