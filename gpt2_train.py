@@ -25,6 +25,7 @@ Data
 - input_file, chars, stoi, unknown, data, n, train_data, val_data: no text, no split any more
 + count_windows, window_ends, read_windows, shuffled_windows: all sequences, and their order
 ~ get_batch: takes the next ones of that order
++ batch: the next one, read and copied while the GPU computes
 ~ data_dir: a folder of shards
 Model
 + sizes, given: GPT-2's and GPT-3's by name
@@ -248,7 +249,10 @@ def read_windows(split, starts):
         if tokens.max() >= vocab_size:
             sys.exit(f"{paths[split][shard]}: has a token of {tokens.max()}, but {vocab_size=}")
         row[: len(tokens)] = tokens
-    batch = torch.from_numpy(batch).to(device)
+    batch = torch.from_numpy(batch)
+    if device_type == "cuda":
+        batch = batch.pin_memory()  # lets the copy run beside the computation
+    batch = batch.to(device, non_blocking=True)
     return batch[:, :-1].clamp(min=0), batch[:, 1:]
 
 
@@ -497,6 +501,7 @@ def request_stop(signum, frame):
 
 
 signal.signal(signal.SIGINT, request_stop)
+batch = get_batch(first_step, 0)
 start = time.perf_counter()
 for step in range(first_step, max_iters + 1):
     if step % eval_interval == 0 or step == max_iters:
@@ -524,8 +529,10 @@ for step in range(first_step, max_iters + 1):
     torch.manual_seed(hash((seed, step)))  # dropout depends on nothing that went before
     model.zero_grad()
     for micro_step in range(accumulation):
-        x, y = get_batch(step, micro_step)
-        _, loss = model(x, y)
+        last = micro_step == accumulation - 1
+        _, loss = model(*batch)
+        # The next batch is read and copied while the GPU computes
+        batch = get_batch(step + 1, 0) if last else get_batch(step, micro_step + 1)
         (loss / accumulation).backward()
     nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
     for opt in optimizers:
