@@ -3,8 +3,8 @@ Step 4 of 5: GPT-2 for real, from a laptop to a GPU.
 
 The model of gpt_char.py is GPT-2's already; it only has to grow. What this file adds is what
 surrounds a large model: tokens of several characters, read from files larger than memory in an
-order that depends on nothing but the seed; and batches larger than a GPU's memory, made of
-micro-batches.
+order that depends on nothing but the seed; batches larger than a GPU's memory, made of
+micro-batches; and half precision on every GPU.
 
     python gpt2_train.py                           on a laptop: a small model, bytes of Shakespeare
     python gpt2_train.py --data_dir=data/shakespeare/gpt2 --out_dir=out/tokens
@@ -30,16 +30,17 @@ Data
 Model
 + sizes, given: GPT-2's and GPT-3's by name
 ~ model, n_layer, n_head, n_embd, block_size, dropout: a name gives the size
-~ GPT: vocabulary padded to a multiple of 128
+~ GPT: vocabulary padded to a multiple of 128, float16 as well
 ~ MLP: GELU in the approximation with which GPT-2 was trained
 Training
 + total_batch_size, per_step, unit, accumulation: many sequences in a step, a few at a time
++ float16, scaler: half precision for GPUs without bfloat16
 + device_type: a GPU says how much memory it has
 ~ batch_size, max_iters, learning_rate, warmup_iters, momentum, beta2: a large preset
 Evaluation
 ~ estimate_loss: reads its windows from the disk
 Checkpoints
-~ save_checkpoint, load_checkpoint, out_dir: hold the number of tokens, not the characters
+~ save_checkpoint, load_checkpoint, out_dir: hold the scaler, too
 Sampling
 ~ generate: of tokens
 ~ prompt, max_new_tokens: of tokens
@@ -73,6 +74,7 @@ init_from = "resume"  # continue from out_dir/last.pt if it is there; "scratch":
 cpu_features = getattr(torch.cpu, "get_capabilities", dict)()
 # Matrix products in bfloat16 where the hardware has it: a step takes 0.7 of the time on a CPU
 bfloat16 = torch.cuda.is_bf16_supported(False) or cpu_features.get("avx512_bf16", False)
+float16 = device != "cpu" and not bfloat16  # the half precision of older GPUs
 seed = 1337  # decides the initial weights, the batches and the sample
 model = "char" if device == "cpu" else "gpt2"  # a name in sizes, below
 n_layer = 0  # blocks; 0: as model says
@@ -368,7 +370,8 @@ class GPT(nn.Module):
         idx, targets: (B, T) token ids, T at most block_size, targets of -1 do not count.
         Returns logits (B, T, V) and, given targets, the mean cross-entropy in nats (else None).
         """
-        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bfloat16):
+        half = torch.bfloat16 if bfloat16 else torch.float16
+        with torch.autocast(torch.device(device).type, half, enabled=bfloat16 or float16):
             x = self.wte(idx) + self.wpe(torch.arange(idx.shape[1], device=idx.device))  # (B, T, C)
             x = self.drop(x)
             for block in self.h:
@@ -381,6 +384,7 @@ class GPT(nn.Module):
 
 
 torch.manual_seed(seed)
+torch.set_float32_matmul_precision("high")  # where float32 is left on a GPU, use its fast form
 model = GPT().to(device)
 n_params = sum(p.numel() for p in model.parameters())
 print(
@@ -428,6 +432,7 @@ else:
     optimizers = [
         torch.optim.AdamW(groups, betas=(beta1, beta2), weight_decay=weight_decay, fused=True)
     ]
+scaler = torch.amp.GradScaler(device_type, enabled=float16)  # Micikevicius et al. 2018, 3.2
 
 
 def get_lr(step):
@@ -447,6 +452,7 @@ def save_checkpoint(file_name, step, best_val_loss):
         "best_val_loss": best_val_loss,
         "model": model.state_dict(),
         "optimizers": [opt.state_dict() for opt in optimizers],
+        "scaler": scaler.state_dict(),
         "config": config,
         "vocab_size": vocab_size,
     }
@@ -476,6 +482,7 @@ def load_checkpoint(file_name):
         model.load_state_dict(checkpoint["model"])
         for opt, state in zip(optimizers, checkpoint["optimizers"], strict=True):
             opt.load_state_dict(state)
+        scaler.load_state_dict(checkpoint["scaler"])
         return checkpoint["step"], checkpoint["best_val_loss"]
     except Exception as error:  # whatever a damaged or foreign file leads to
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -533,12 +540,15 @@ for step in range(first_step, max_iters + 1):
         _, loss = model(*batch)
         # The next batch is read and copied while the GPU computes
         batch = get_batch(step + 1, 0) if last else get_batch(step, micro_step + 1)
-        (loss / accumulation).backward()
+        scaler.scale(loss / accumulation).backward()
+    for opt in optimizers:
+        scaler.unscale_(opt)
     nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
     for opt in optimizers:
         for group in opt.param_groups:
             group["lr"] = get_lr(step)
-        opt.step()
+        scaler.step(opt)
+    scaler.update()
 signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
