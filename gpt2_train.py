@@ -4,7 +4,7 @@ Step 4 of 5: GPT-2 for real, from a laptop to a GPU.
 The model of gpt_char.py is GPT-2's already; it only has to grow. What this file adds is what
 surrounds a large model: tokens of several characters, read from files larger than memory in an
 order that depends on nothing but the seed; batches larger than a GPU's memory, made of
-micro-batches; and half precision on every GPU.
+micro-batches; and half precision and compilation.
 
     python gpt2_train.py                           on a laptop: a small model, bytes of Shakespeare
     python gpt2_train.py --data_dir=data/shakespeare/gpt2 --out_dir=out/tokens
@@ -35,6 +35,7 @@ Model
 Training
 + total_batch_size, per_step, unit, accumulation: many sequences in a step, a few at a time
 + float16, scaler: half precision for GPUs without bfloat16
++ compile, compiled: the model compiled
 + device_type: a GPU says how much memory it has
 ~ batch_size, max_iters, learning_rate, warmup_iters, momentum, beta2: a large preset
 Evaluation
@@ -75,6 +76,7 @@ cpu_features = getattr(torch.cpu, "get_capabilities", dict)()
 # Matrix products in bfloat16 where the hardware has it: a step takes 0.7 of the time on a CPU
 bfloat16 = torch.cuda.is_bf16_supported(False) or cpu_features.get("avx512_bf16", False)
 float16 = device != "cpu" and not bfloat16  # the half precision of older GPUs
+compile = device != "cpu"  # let torch.compile fuse small kernels into large ones
 seed = 1337  # decides the initial weights, the batches and the sample
 model = "char" if device == "cpu" else "gpt2"  # a name in sizes, below
 n_layer = 0  # blocks; 0: as model says
@@ -368,7 +370,7 @@ class GPT(nn.Module):
         """Score every possible next token at every position.
 
         idx, targets: (B, T) token ids, T at most block_size, targets of -1 do not count.
-        Returns logits (B, T, V) and, given targets, the mean cross-entropy in nats (else None).
+        Returns logits (B, T, V) and None or, given targets, None and the mean cross-entropy (nats).
         """
         half = torch.bfloat16 if bfloat16 else torch.float16
         with torch.autocast(torch.device(device).type, half, enabled=bfloat16 or float16):
@@ -380,7 +382,7 @@ class GPT(nn.Module):
         if targets is None:
             return logits, None
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
-        return logits, loss
+        return None, loss  # logits that nobody asks for need not be stored when compiled
 
 
 torch.manual_seed(seed)
@@ -391,6 +393,8 @@ print(
     f"{n_params:,} parameters, {vocab_size} different tokens, device {device}, "
     f"{accumulation} micro-batches of {batch_size} x {block_size} tokens"
 )
+# Has the weights of model. It takes shapes that do not change: those of training and validation
+compiled = torch.compile(model) if compile else model
 
 
 # ----------------------------------------------------------------------------------- Evaluation
@@ -403,7 +407,7 @@ def estimate_loss(split, max_batches=math.inf):
     total = count = 0
     for i in range(0, len(starts), batch_size):
         x, y = read_windows(split, starts[i : i + batch_size])
-        _, loss = model(x, y)
+        _, loss = compiled(x, y)
         tokens = (y >= 0).sum().item()
         total += loss.item() * tokens
         count += tokens
@@ -537,7 +541,7 @@ for step in range(first_step, max_iters + 1):
     model.zero_grad()
     for micro_step in range(accumulation):
         last = micro_step == accumulation - 1
-        _, loss = model(*batch)
+        _, loss = compiled(*batch)
         # The next batch is read and copied while the GPU computes
         batch = get_batch(step + 1, 0) if last else get_batch(step, micro_step + 1)
         scaler.scale(loss / accumulation).backward()
