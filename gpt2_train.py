@@ -1,16 +1,17 @@
 """
-Step 4 of 5: GPT-2 for real, from a laptop to a GPU.
+Step 4 of 5: GPT-2 for real, from a laptop to eight GPUs and several nodes.
 
 The model of gpt_char.py is GPT-2's already; it only has to grow. What this file adds is what
 surrounds a large model: tokens of several characters, read from files larger than memory in an
 order that depends on nothing but the seed; batches larger than a GPU's memory, made of
-micro-batches; and half precision and compilation.
+micro-batches; half precision and compilation; and several GPUs that average their gradients.
 
     python gpt2_train.py                           on a laptop: a small model, bytes of Shakespeare
     python gpt2_train.py --data_dir=data/shakespeare/gpt2 --out_dir=out/tokens
                                                    the same on GPT-2's tokens
-    python gpt2_train.py                           on a GPU: GPT-2 (124M) on FineWeb-Edu
-    python gpt2_train.py --model=gpt2-medium       350M parameters
+    torchrun --nproc_per_node=8 gpt2_train.py      on 8 GPUs: GPT-2 (124M) on FineWeb-Edu
+    torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=HOST:29500 \
+        gpt2_train.py                              on 2 nodes that share the folder out_dir
     python gpt2_train.py --max_iters=0 --prompt="ROMEO:"
                                                    only sample from the best checkpoint
 
@@ -33,10 +34,12 @@ Model
 ~ GPT: vocabulary padded to a multiple of 128, float16 as well
 ~ MLP: GELU in the approximation with which GPT-2 was trained
 Training
-+ total_batch_size, per_step, unit, accumulation: many sequences in a step, a few at a time
++ total_batch_size, per_process, unit, accumulation: many sequences in a step, a few at a time
 + float16, scaler: half precision for GPUs without bfloat16
-+ compile, compiled: the model compiled
-+ device_type: a GPU says how much memory it has
++ compile, compiled, wrapped: the model compiled, and distributed
++ rank, world_size, device_type, log, add_up: processes under torchrun
+~ device: of each process
++ stops: whether to end
 ~ batch_size, max_iters, learning_rate, warmup_iters, momentum, beta2: a large preset
 Evaluation
 ~ estimate_loss: reads its windows from the disk
@@ -45,9 +48,7 @@ Checkpoints
 Sampling
 ~ generate: of tokens
 ~ prompt, max_new_tokens: of tokens
-+ start_ids: the prompt or, without one, what begins a document
-~ idx: them
-~ final_val_loss: over all windows
+- idx, sample, final_val_loss: from the first process only
 """
 
 import difflib
@@ -64,11 +65,14 @@ from pathlib import Path
 import numpy as np
 import tiktoken
 import torch
+import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 # ------------------------------------------------------------------------------ Hyperparameters
-device = "cuda" if torch.cuda.is_available() else "cpu"  # "mps" on a Mac
+# torchrun tells each process its number on this node: every process takes its own GPU
+device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
 data_dir = "data/shakespeare/bytes" if device == "cpu" else "data/fineweb_edu"  # token shards
 out_dir = "out/gpt2_train"  # folder of the checkpoints
 init_from = "resume"  # continue from out_dir/last.pt if it is there; "scratch": start anew
@@ -84,8 +88,8 @@ n_head = 0  # heads of attention, each of n_embd / n_head channels; 0: as model 
 n_embd = 0  # C: numbers that describe one position; 0: as model says
 block_size = 128 if device == "cpu" else 1024  # T: tokens in a sequence
 dropout = 0.0  # share of activations set to 0 while training
-total_batch_size = 1536 if device == "cpu" else 524_288  # tokens in a step
-batch_size = 0  # B: sequences computed at a time; 0: what fits the memory
+total_batch_size = 1536 if device == "cpu" else 524_288  # tokens in a step of all processes
+batch_size = 0  # B: sequences that a process computes at a time; 0: what fits the memory
 max_iters = 3600 if device == "cpu" else 19_073  # training steps; 0 only samples
 eval_interval = 250  # steps from one line of progress, and checkpoint, to the next
 eval_iters = 20  # batches in an estimate of the loss
@@ -135,7 +139,7 @@ try:
 except (AssertionError, RuntimeError) as error:
     sys.exit(f"--device={device}: {str(error).splitlines()[0]}")
 
-# ---------------------------------------------------------------------------------------- Sizes
+# -------------------------------------------------------------------------- Sizes and processes
 sizes = {  # n_layer, n_head, n_embd
     "char": (3, 2, 128),  # the model of gpt_char.py on a CPU
     "gpt2": (12, 12, 768),  # 124M parameters; the same as GPT-3 Small
@@ -151,8 +155,15 @@ given = n_layer, n_head, n_embd
 n_layer, n_head, n_embd = (size or default for size, default in zip(given, sizes[model]))
 config.update(n_layer=n_layer, n_head=n_head, n_embd=n_embd)
 
+# torchrun runs this script in world_size processes at a time; rank is the number of this one
+rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 device_type = torch.device(device).type
-per_step = total_batch_size // block_size  # sequences in a step
+if device_type == "cuda":
+    torch.cuda.set_device(device)
+if world_size > 1:
+    dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
+
+per_process = total_batch_size // (block_size * world_size)  # sequences in a step
 if batch_size == 0:
     # In half precision a layer keeps 34 bytes per channel and token (Korthikanti et al. 2022,
     # equation 2) and the softmax over the vocabulary about 10 per entry; a parameter takes 16
@@ -161,16 +172,30 @@ if batch_size == 0:
         memory = torch.cuda.get_device_properties(device).total_memory
     free = 0.8 * memory - 16 * (12 * n_layer * n_embd + 50304) * n_embd
     fits = free / (block_size * (34 * n_layer * n_embd + 10 * 50304))
-    divisors = [b for b in range(1, per_step + 1) if per_step % b == 0]
+    divisors = [b for b in range(1, per_process + 1) if per_process % b == 0]
     batch_size = max((b for b in divisors if b <= fits), default=1)
-accumulation = per_step // batch_size  # micro-batches in a step
-unit = block_size * (config["batch_size"] or 1)  # an automatic one always divides
+accumulation = per_process // batch_size  # micro-batches in a step
+unit = block_size * world_size * (config["batch_size"] or 1)  # an automatic one always divides
 if max_iters > 0 and total_batch_size % unit != 0:
     nearest = max(1, round(total_batch_size / unit)) * unit
     sys.exit(
-        f"--total_batch_size={total_batch_size}: must be a multiple of batch_size x block_size"
-        f" = {unit}; --total_batch_size={nearest} is the nearest"
+        f"--total_batch_size={total_batch_size}: must be a multiple of batch_size x block_size x "
+        f"processes = {unit}; --total_batch_size={nearest} is the nearest"
     )
+
+
+def log(message):
+    """Print a line, from the first process only."""
+    if rank == 0:
+        print(message, flush=True)
+
+
+def add_up(*numbers):
+    """The sums of numbers over all processes, as a list of floats."""
+    sums = torch.tensor(numbers, dtype=torch.float32, device=device)
+    if world_size > 1:
+        dist.all_reduce(sums)
+    return sums.tolist()
 
 
 # ----------------------------------------------------------------------------------------- Data
@@ -272,13 +297,13 @@ def shuffled_windows(epoch):
 
 
 def get_batch(step, micro_step):
-    """Sequences x, y of shape (B, T) for one micro-step.
+    """Sequences x, y of shape (B, T) for one micro-step of this process.
 
     They depend on nothing but the seed and their place: every epoch visits every window once, a
-    step takes the next total_batch_size / block_size windows, and its micro-steps share them out.
-    So a resumed run sees what an unbroken one sees.
+    step takes the next total_batch_size / block_size windows, and its micro-steps and processes
+    share them out. So a resumed run, on whatever number of GPUs, sees what an unbroken one sees.
     """
-    i = (step * accumulation + micro_step) * batch_size
+    i = ((step * accumulation + micro_step) * world_size + rank) * batch_size
     places = [divmod(j, int(window_ends["train"][-1])) for j in range(i, i + batch_size)]
     return read_windows("train", [shuffled_windows(epoch)[place] for epoch, place in places])
 
@@ -389,12 +414,13 @@ torch.manual_seed(seed)
 torch.set_float32_matmul_precision("high")  # where float32 is left on a GPU, use its fast form
 model = GPT().to(device)
 n_params = sum(p.numel() for p in model.parameters())
-print(
-    f"{n_params:,} parameters, {vocab_size} different tokens, device {device}, "
+log(
+    f"{n_params:,} parameters, {vocab_size} different tokens, {world_size} x {device}, "
     f"{accumulation} micro-batches of {batch_size} x {block_size} tokens"
 )
-# Has the weights of model. It takes shapes that do not change: those of training and validation
+# Both have the weights of model. They take shapes that do not change: training and validation
 compiled = torch.compile(model) if compile else model
+wrapped = DistributedDataParallel(compiled) if world_size > 1 else compiled
 
 
 # ----------------------------------------------------------------------------------- Evaluation
@@ -498,7 +524,7 @@ if init_from not in ("resume", "scratch"):
 first_step, best_val_loss = 0, math.inf
 if init_from == "resume" and Path(out_dir, "last.pt").exists():
     first_step, best_val_loss = load_checkpoint("last.pt")
-    print(f"{out_dir}/last.pt: going on from step {first_step}")
+    log(f"{out_dir}/last.pt: going on from step {first_step}")
 
 # -------------------------------------------------------------------------------- Training loop
 stop = False
@@ -511,6 +537,7 @@ def request_stop(signum, frame):
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+stops = 0  # how many processes were asked to stop
 signal.signal(signal.SIGINT, request_stop)
 batch = get_batch(first_step, 0)
 start = time.perf_counter()
@@ -519,29 +546,32 @@ for step in range(first_step, max_iters + 1):
         train_loss, val_loss = (estimate_loss(split, eval_iters) for split in ("train", "val"))
         speed = (step - first_step) / (time.perf_counter() - start)  # steps per second
         left = timedelta(seconds=round((max_iters - step) / speed)) if speed else "?"
-        print(
+        log(
             f"step {step:5d}/{max_iters} | train loss {train_loss:.4f} | val loss {val_loss:.4f} | "
-            f"{speed * total_batch_size:9,.0f} tokens/s | {left} left",
-            flush=True,
+            f"{speed * total_batch_size:9,.0f} tokens/s | {left} left"
         )
         if not math.isfinite(val_loss):
             sys.exit(f"step {step}: the loss is {val_loss}; try a lower --learning_rate")
         if max_iters > 0:
-            if val_loss < best_val_loss:
-                best_val_loss = val_loss
-                save_checkpoint("best.pt", step, best_val_loss)
+            is_best = val_loss < best_val_loss
+            best_val_loss = min(val_loss, best_val_loss)
+            if rank == 0:
+                if is_best:
+                    save_checkpoint("best.pt", step, best_val_loss)
+                save_checkpoint("last.pt", step, best_val_loss)
+    if stops > 0:
+        if rank == 0:
             save_checkpoint("last.pt", step, best_val_loss)
-    if stop:
-        save_checkpoint("last.pt", step, best_val_loss)
-        print(f"stopped at step {step}, saved in {out_dir}; --init_from=resume goes on from there")
+        log(f"stopped at step {step}, saved in {out_dir}; --init_from=resume goes on from there")
         sys.exit(130)
     if step == max_iters:
         break
-    torch.manual_seed(hash((seed, step)))  # dropout depends on nothing that went before
+    torch.manual_seed(hash((seed, step, rank)))  # dropout depends on nothing that went before
     model.zero_grad()
     for micro_step in range(accumulation):
         last = micro_step == accumulation - 1
-        _, loss = compiled(*batch)
+        wrapped.require_backward_grad_sync = last  # DDP averages gradients once, at the end
+        _, loss = wrapped(*batch)
         # The next batch is read and copied while the GPU computes
         batch = get_batch(step + 1, 0) if last else get_batch(step, micro_step + 1)
         scaler.scale(loss / accumulation).backward()
@@ -553,6 +583,7 @@ for step in range(first_step, max_iters + 1):
             group["lr"] = get_lr(step)
         scaler.step(opt)
     scaler.update()
+    (stops,) = add_up(stop)  # all processes end at the same step
 signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -577,13 +608,16 @@ def generate(idx, max_new_tokens, temperature=1.0, top_k=0):
     return idx
 
 
-if best_val_loss < math.inf:  # there is a checkpoint of this model
-    load_checkpoint("best.pt")
-final_val_loss = estimate_loss("val")
-torch.manual_seed(seed)
-# Without a prompt, what stands between documents: <|endoftext|>, or a new line
-start_ids = encode(prompt) or [50256 if tokenizer else ord("\n")]
-idx = torch.tensor([start_ids], device=device)  # (1, T)
-sample = decode(generate(idx, max_new_tokens, temperature, top_k)[0].tolist())
-print("-" * 80, sample, "-" * 80, sep="\n")
-print(f"final val loss {final_val_loss:.4f}")
+if rank == 0:
+    if best_val_loss < math.inf:  # there is a checkpoint of this model
+        load_checkpoint("best.pt")
+    final_val_loss = estimate_loss("val")
+    torch.manual_seed(seed)
+    # Without a prompt, what stands between documents: <|endoftext|>, or a new line
+    start_ids = encode(prompt) or [50256 if tokenizer else ord("\n")]
+    idx = torch.tensor([start_ids], device=device)  # (1, T)
+    sample = decode(generate(idx, max_new_tokens, temperature, top_k)[0].tolist())
+    print("-" * 80, sample, "-" * 80, sep="\n")
+    print(f"final val loss {final_val_loss:.4f}")
+if world_size > 1:
+    dist.destroy_process_group()
