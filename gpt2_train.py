@@ -26,7 +26,6 @@ Data
 - input_file, chars, stoi, unknown, data, n, train_data, val_data: no text, no split any more
 + count_windows, window_ends, read_windows, shuffled_windows: all sequences, and their order
 ~ get_batch: takes the next ones of that order
-+ batch: the next one, read and copied while the GPU computes
 ~ data_dir: a folder of shards
 Model
 + sizes, given: GPT-2's and GPT-3's by name
@@ -42,13 +41,15 @@ Training
 + stops: whether to end
 ~ batch_size, max_iters, learning_rate, warmup_iters, momentum, beta2: a large preset
 Evaluation
-~ estimate_loss: reads its windows from the disk
++ eval_tokens: on how much
+- eval_iters: the same in batches
+~ estimate_loss: shared out over the processes
 Checkpoints
 ~ save_checkpoint, load_checkpoint, out_dir: hold the scaler, too
 Sampling
 ~ generate: of tokens
 ~ prompt, max_new_tokens: of tokens
-- idx, sample, final_val_loss: from the first process only
+- idx, sample, final_val_loss: the loss is that of the best checkpoint
 """
 
 import difflib
@@ -92,7 +93,7 @@ total_batch_size = 1536 if device == "cpu" else 524_288  # tokens in a step of a
 batch_size = 0  # B: sequences that a process computes at a time; 0: what fits the memory
 max_iters = 3600 if device == "cpu" else 19_073  # training steps; 0 only samples
 eval_interval = 250  # steps from one line of progress, and checkpoint, to the next
-eval_iters = 20  # batches in an estimate of the loss
+eval_tokens = 10_485_760  # tokens of validation data in an evaluation
 optimizer = "muon"  # for the matrices inside the blocks; "adamw": for everything, as in the lecture
 learning_rate = 1.5e-2 if device == "cpu" else 1.8e-3  # of both optimizers, at its peak
 warmup_iters = 5 if device == "cpu" else 256  # steps until the peak
@@ -425,19 +426,23 @@ wrapped = DistributedDataParallel(compiled) if world_size > 1 else compiled
 
 # ----------------------------------------------------------------------------------- Evaluation
 @torch.no_grad()
-def estimate_loss(split, max_batches=math.inf):
-    """Mean loss in nats per token over all windows of a split, or over evenly spaced ones."""
+def estimate_loss():
+    """Mean loss in nats per token over the first eval_tokens tokens of the validation data.
+
+    The windows are shared out over the processes; their number does not change the result.
+    """
     model.eval()  # no dropout
-    every = max(1, math.ceil(window_ends[split][-1] / (max_batches * batch_size)))
-    starts = range(0, block_size * int(window_ends[split][-1]), block_size * every)
+    windows = min(int(window_ends["val"][-1]), math.ceil(eval_tokens / block_size))
+    starts = range(0, windows * block_size, block_size)
     total = count = 0
-    for i in range(0, len(starts), batch_size):
-        x, y = read_windows(split, starts[i : i + batch_size])
+    for i in range(rank * batch_size, windows, world_size * batch_size):
+        x, y = read_windows("val", starts[i : i + batch_size])
         _, loss = compiled(x, y)
         tokens = (y >= 0).sum().item()
         total += loss.item() * tokens
         count += tokens
     model.train()
+    total, count = add_up(total, count)
     return total / count
 
 
@@ -538,27 +543,27 @@ def request_stop(signum, frame):
 
 
 stops = 0  # how many processes were asked to stop
-signal.signal(signal.SIGINT, request_stop)
-batch = get_batch(first_step, 0)
+if max_iters > 0:
+    signal.signal(signal.SIGINT, request_stop)
+    batch = get_batch(first_step, 0)
 start = time.perf_counter()
-for step in range(first_step, max_iters + 1):
+for step in range(first_step, max_iters + 1) if max_iters > 0 else ():
     if step % eval_interval == 0 or step == max_iters:
-        train_loss, val_loss = (estimate_loss(split, eval_iters) for split in ("train", "val"))
+        val_loss = estimate_loss()
         speed = (step - first_step) / (time.perf_counter() - start)  # steps per second
         left = timedelta(seconds=round((max_iters - step) / speed)) if speed else "?"
         log(
-            f"step {step:5d}/{max_iters} | train loss {train_loss:.4f} | val loss {val_loss:.4f} | "
+            f"step {step:5d}/{max_iters} | val loss {val_loss:.4f} | "
             f"{speed * total_batch_size:9,.0f} tokens/s | {left} left"
         )
         if not math.isfinite(val_loss):
             sys.exit(f"step {step}: the loss is {val_loss}; try a lower --learning_rate")
-        if max_iters > 0:
-            is_best = val_loss < best_val_loss
-            best_val_loss = min(val_loss, best_val_loss)
-            if rank == 0:
-                if is_best:
-                    save_checkpoint("best.pt", step, best_val_loss)
-                save_checkpoint("last.pt", step, best_val_loss)
+        is_best = val_loss < best_val_loss
+        best_val_loss = min(val_loss, best_val_loss)
+        if rank == 0:
+            if is_best:
+                save_checkpoint("best.pt", step, best_val_loss)
+            save_checkpoint("last.pt", step, best_val_loss)
     if stops > 0:
         if rank == 0:
             save_checkpoint("last.pt", step, best_val_loss)
@@ -611,13 +616,13 @@ def generate(idx, max_new_tokens, temperature=1.0, top_k=0):
 if rank == 0:
     if best_val_loss < math.inf:  # there is a checkpoint of this model
         load_checkpoint("best.pt")
-    final_val_loss = estimate_loss("val")
     torch.manual_seed(seed)
     # Without a prompt, what stands between documents: <|endoftext|>, or a new line
     start_ids = encode(prompt) or [50256 if tokenizer else ord("\n")]
     idx = torch.tensor([start_ids], device=device)  # (1, T)
     sample = decode(generate(idx, max_new_tokens, temperature, top_k)[0].tolist())
     print("-" * 80, sample, "-" * 80, sep="\n")
-    print(f"final val loss {final_val_loss:.4f}")
+    if best_val_loss < math.inf:
+        print(f"final val loss {best_val_loss:.4f}")
 if world_size > 1:
     dist.destroy_process_group()
