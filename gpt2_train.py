@@ -15,7 +15,7 @@ micro-batches; half precision and compilation; and several GPUs that average the
     python gpt2_train.py --max_iters=0 --prompt="ROMEO:"
                                                    only sample from the best checkpoint
 
-The same command goes on where an interrupted run ended.
+The same command goes on where an interrupted run ended, also on another number of GPUs.
 Its speed and loss are measured when it is complete.
 
 Diff against gpt_char.py
@@ -39,6 +39,7 @@ Training
 + rank, world_size, device_type, log, add_up: processes under torchrun
 ~ device: of each process
 + stops: whether to end
+~ request_stop: also on SIGTERM, which schedulers send
 ~ batch_size, max_iters, learning_rate, warmup_iters, momentum, beta2: a large preset
 Evaluation
 + eval_tokens: on how much
@@ -46,6 +47,7 @@ Evaluation
 ~ estimate_loss: shared out over the processes
 Checkpoints
 ~ save_checkpoint, load_checkpoint, out_dir: hold the scaler, too
++ keep_every: some are kept for good
 Sampling
 ~ generate: of tokens
 ~ prompt, max_new_tokens: of tokens
@@ -94,6 +96,7 @@ batch_size = 0  # B: sequences that a process computes at a time; 0: what fits t
 max_iters = 3600 if device == "cpu" else 19_073  # training steps; 0 only samples
 eval_interval = 250  # steps from one line of progress, and checkpoint, to the next
 eval_tokens = 10_485_760  # tokens of validation data in an evaluation
+keep_every = 5000  # steps from one checkpoint that is kept to the next, in whole eval_intervals
 optimizer = "muon"  # for the matrices inside the blocks; "adamw": for everything, as in the lecture
 learning_rate = 1.5e-2 if device == "cpu" else 1.8e-3  # of both optimizers, at its peak
 warmup_iters = 5 if device == "cpu" else 256  # steps until the peak
@@ -536,15 +539,16 @@ stop = False
 
 
 def request_stop(signum, frame):
-    """On Ctrl-C finish the step, save and end; a second Ctrl-C ends at once."""
+    """On Ctrl-C or SIGTERM finish the step, save and end; the second time end at once."""
     global stop
     stop = True
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signum, signal.SIG_DFL)
 
 
 stops = 0  # how many processes were asked to stop
 if max_iters > 0:
     signal.signal(signal.SIGINT, request_stop)
+    signal.signal(signal.SIGTERM, request_stop)
     batch = get_batch(first_step, 0)
 start = time.perf_counter()
 for step in range(first_step, max_iters + 1) if max_iters > 0 else ():
@@ -557,12 +561,17 @@ for step in range(first_step, max_iters + 1) if max_iters > 0 else ():
             f"{speed * total_batch_size:9,.0f} tokens/s | {left} left"
         )
         if not math.isfinite(val_loss):
-            sys.exit(f"step {step}: the loss is {val_loss}; try a lower --learning_rate")
+            sys.exit(
+                f"step {step}: the validation loss is {val_loss}; {out_dir}/last.pt is from "
+                "before. Try a lower --learning_rate"
+            )
         is_best = val_loss < best_val_loss
         best_val_loss = min(val_loss, best_val_loss)
         if rank == 0:
             if is_best:
                 save_checkpoint("best.pt", step, best_val_loss)
+            if step % keep_every == 0 and step > 0:
+                save_checkpoint(f"step_{step:06d}.pt", step, best_val_loss)
             save_checkpoint("last.pt", step, best_val_loss)
     if stops > 0:
         if rank == 0:
@@ -573,6 +582,7 @@ for step in range(first_step, max_iters + 1) if max_iters > 0 else ():
         break
     torch.manual_seed(hash((seed, step, rank)))  # dropout depends on nothing that went before
     model.zero_grad()
+    loss_sum = torch.zeros((), device=device)
     for micro_step in range(accumulation):
         last = micro_step == accumulation - 1
         wrapped.require_backward_grad_sync = last  # DDP averages gradients once, at the end
@@ -580,6 +590,7 @@ for step in range(first_step, max_iters + 1) if max_iters > 0 else ():
         # The next batch is read and copied while the GPU computes
         batch = get_batch(step + 1, 0) if last else get_batch(step, micro_step + 1)
         scaler.scale(loss / accumulation).backward()
+        loss_sum += loss.detach() / accumulation
     for opt in optimizers:
         scaler.unscale_(opt)
     nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
@@ -588,8 +599,14 @@ for step in range(first_step, max_iters + 1) if max_iters > 0 else ():
             group["lr"] = get_lr(step)
         scaler.step(opt)
     scaler.update()
-    (stops,) = add_up(stop)  # all processes end at the same step
+    loss, stops = add_up(loss_sum / world_size, stop)
+    if not math.isfinite(loss):
+        sys.exit(
+            f"step {step}: the loss is {loss}; {out_dir}/last.pt is from before. Try a lower "
+            "--learning_rate"
+        )
 signal.signal(signal.SIGINT, signal.SIG_DFL)
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 # ------------------------------------------------------------------------------------- Sampling
