@@ -38,9 +38,11 @@ Training
 + compile, compiled, wrapped: the model compiled, and distributed
 + rank, world_size, device_type, log, add_up: processes under torchrun
 ~ device: of each process
-+ stops: whether to end
++ seconds, stops: time in training, whether to end
+- start: of all of it
 ~ request_stop: also on SIGTERM, which schedulers send
-~ batch_size, max_iters, learning_rate, warmup_iters, momentum, beta2: a large preset
++ append_to_log, peaks, gpu, peak, flops: what every step's line says, also in log.csv
+~ batch_size, max_iters, eval_interval, learning_rate, warmup_iters, momentum, beta2: a large preset
 Evaluation
 + eval_tokens: on how much
 - eval_iters: the same in batches
@@ -54,6 +56,7 @@ Sampling
 - idx, sample, final_val_loss: the loss is that of the best checkpoint
 """
 
+import csv
 import difflib
 import functools
 import math
@@ -77,7 +80,7 @@ from torch.nn.parallel import DistributedDataParallel
 # torchrun tells each process its number on this node: every process takes its own GPU
 device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
 data_dir = "data/shakespeare/bytes" if device == "cpu" else "data/fineweb_edu"  # token shards
-out_dir = "out/gpt2_train"  # folder of the checkpoints
+out_dir = "out/gpt2_train"  # folder of the checkpoints and of log.csv
 init_from = "resume"  # continue from out_dir/last.pt if it is there; "scratch": start anew
 cpu_features = getattr(torch.cpu, "get_capabilities", dict)()
 # Matrix products in bfloat16 where the hardware has it: a step takes 0.7 of the time on a CPU
@@ -94,7 +97,7 @@ dropout = 0.0  # share of activations set to 0 while training
 total_batch_size = 1536 if device == "cpu" else 524_288  # tokens in a step of all processes
 batch_size = 0  # B: sequences that a process computes at a time; 0: what fits the memory
 max_iters = 3600 if device == "cpu" else 19_073  # training steps; 0 only samples
-eval_interval = 250  # steps from one line of progress, and checkpoint, to the next
+eval_interval = 250  # steps from one evaluation, and checkpoint, to the next
 eval_tokens = 10_485_760  # tokens of validation data in an evaluation
 keep_every = 5000  # steps from one checkpoint that is kept to the next, in whole eval_intervals
 optimizer = "muon"  # for the matrices inside the blocks; "adamw": for everything, as in the lecture
@@ -545,21 +548,45 @@ def request_stop(signum, frame):
     signal.signal(signum, signal.SIG_DFL)
 
 
+def append_to_log(**row):
+    """Add a row to out_dir/log.csv; columns without a value stay empty."""
+    path = Path(out_dir, "log.csv")
+    columns = "step loss learning_rate grad_norm ms tokens_per_second mfu val_loss".split()
+    try:
+        with open(path, "a", newline="") as f:
+            writer = csv.DictWriter(f, columns)
+            if f.tell() == 0:
+                writer.writeheader()
+            writer.writerow(row)
+    except OSError as error:
+        sys.exit(f"{path}: {error}; free some space or choose another --out_dir")
+
+
+peaks = {  # dense half-precision FLOP/s from the data sheets, by a part of the GPU's name
+    "B200": 2250e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "4090": 165e12,
+    "3090": 71e12,
+    "V100": 125e12,
+    "T4": 65e12,
+}
+gpu = torch.cuda.get_device_name(device) if device_type == "cuda" else ""
+peak = world_size * next((flops for name, flops in peaks.items() if name in gpu), math.nan)
+# 6 per parameter (Kaplan et al. 2020, section 2.1) and 12 * T per channel and layer in attention
+flops = total_batch_size * (6 * n_params + 12 * n_layer * n_embd * block_size)  # of a step
+seconds = 0.0  # of training, without evaluation and checkpoints
 stops = 0  # how many processes were asked to stop
 if max_iters > 0:
     signal.signal(signal.SIGINT, request_stop)
     signal.signal(signal.SIGTERM, request_stop)
     batch = get_batch(first_step, 0)
-start = time.perf_counter()
 for step in range(first_step, max_iters + 1) if max_iters > 0 else ():
     if step % eval_interval == 0 or step == max_iters:
         val_loss = estimate_loss()
-        speed = (step - first_step) / (time.perf_counter() - start)  # steps per second
-        left = timedelta(seconds=round((max_iters - step) / speed)) if speed else "?"
-        log(
-            f"step {step:5d}/{max_iters} | val loss {val_loss:.4f} | "
-            f"{speed * total_batch_size:9,.0f} tokens/s | {left} left"
-        )
+        log(f"step {step:5d}/{max_iters} | val_loss {val_loss:.4f}")
         if not math.isfinite(val_loss):
             sys.exit(
                 f"step {step}: the validation loss is {val_loss}; {out_dir}/last.pt is from "
@@ -573,6 +600,7 @@ for step in range(first_step, max_iters + 1) if max_iters > 0 else ():
             if step % keep_every == 0 and step > 0:
                 save_checkpoint(f"step_{step:06d}.pt", step, best_val_loss)
             save_checkpoint("last.pt", step, best_val_loss)
+            append_to_log(step=step, val_loss=val_loss)
     if stops > 0:
         if rank == 0:
             save_checkpoint("last.pt", step, best_val_loss)
@@ -581,6 +609,7 @@ for step in range(first_step, max_iters + 1) if max_iters > 0 else ():
     if step == max_iters:
         break
     torch.manual_seed(hash((seed, step, rank)))  # dropout depends on nothing that went before
+    start = time.perf_counter()
     model.zero_grad()
     loss_sum = torch.zeros((), device=device)
     for micro_step in range(accumulation):
@@ -593,17 +622,37 @@ for step in range(first_step, max_iters + 1) if max_iters > 0 else ():
         loss_sum += loss.detach() / accumulation
     for opt in optimizers:
         scaler.unscale_(opt)
-    nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
+    grad_norm = nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
     for opt in optimizers:
         for group in opt.param_groups:
             group["lr"] = get_lr(step)
         scaler.step(opt)
     scaler.update()
-    loss, stops = add_up(loss_sum / world_size, stop)
+    loss, stops = add_up(loss_sum / world_size, stop)  # waits for the device to be done
+    ms = 1000 * (time.perf_counter() - start)
+    seconds += ms / 1000
     if not math.isfinite(loss):
         sys.exit(
             f"step {step}: the loss is {loss}; {out_dir}/last.pt is from before. Try a lower "
             "--learning_rate"
+        )
+    left = timedelta(seconds=round(seconds / (step + 1 - first_step) * (max_iters - step - 1)))
+    speed = 1000 * total_batch_size / ms  # tokens per second
+    mfu = 1000 * flops / ms / peak  # share of the hardware's peak, NaN where that is unknown
+    log(
+        f"step {step:5d}/{max_iters} | loss {loss:.4f} | lr {get_lr(step):.2e} | "
+        f"norm {grad_norm:.3f} | {ms:.0f} ms | {speed:,.0f} tokens/s | "
+        f"mfu {'n/a' if math.isnan(mfu) else f'{mfu:.1%}'} | {left} left"
+    )
+    if rank == 0:
+        append_to_log(
+            step=step,
+            loss=loss,
+            learning_rate=get_lr(step),
+            grad_norm=grad_norm.item(),
+            ms=ms,
+            tokens_per_second=speed,
+            mfu=mfu,
         )
 signal.signal(signal.SIGINT, signal.SIG_DFL)
 signal.signal(signal.SIGTERM, signal.SIG_DFL)
