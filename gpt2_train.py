@@ -4,7 +4,8 @@ Step 4 of 5: GPT-2 for real, from a laptop to eight GPUs and several nodes.
 The model of gpt_char.py is GPT-2's already; it only has to grow. What this file adds is what
 surrounds a large model: tokens of several characters, read from files larger than memory in an
 order that depends on nothing but the seed; batches larger than a GPU's memory, made of
-micro-batches; half precision and compilation; and several GPUs that average their gradients.
+micro-batches; half precision and compilation; several GPUs that average their gradients; and
+benchmarks.
 
     python gpt2_train.py                           on a laptop: a small model, bytes of Shakespeare
     python gpt2_train.py --data_dir=data/shakespeare/gpt2 --out_dir=out/tokens
@@ -47,6 +48,7 @@ Evaluation
 + eval_tokens: on how much
 - eval_iters: the same in batches
 ~ estimate_loss: shared out over the processes
++ hellaswag, hellaswag_file, hellaswag_accuracy: a benchmark of common sense
 Checkpoints
 ~ save_checkpoint, load_checkpoint, out_dir: hold the scaler, too
 + keep_every: some are kept for good
@@ -59,6 +61,7 @@ Sampling
 import csv
 import difflib
 import functools
+import json
 import math
 import os
 import signal
@@ -99,6 +102,7 @@ batch_size = 0  # B: sequences that a process computes at a time; 0: what fits t
 max_iters = 3600 if device == "cpu" else 19_073  # training steps; 0 only samples
 eval_interval = 250  # steps from one evaluation, and checkpoint, to the next
 eval_tokens = 10_485_760  # tokens of validation data in an evaluation
+hellaswag = device != "cpu"  # evaluate on HellaSwag, too, if data/hellaswag is there
 keep_every = 5000  # steps from one checkpoint that is kept to the next, in whole eval_intervals
 optimizer = "muon"  # for the matrices inside the blocks; "adamw": for everything, as in the lecture
 learning_rate = 1.5e-2 if device == "cpu" else 1.8e-3  # of both optimizers, at its peak
@@ -225,6 +229,7 @@ def open_shard(path):
         sys.exit(f"{path}: {error}")
 
 
+hellaswag_file = Path("data/hellaswag/hellaswag_val.jsonl")
 if not any(Path(data_dir).glob("*.bin")) and Path(data_dir).parent == Path("data/shakespeare"):
     subprocess.run([sys.executable, Path(__file__).with_name("prepare_shakespeare.py")])
 paths, shards, vocab_sizes = {}, {}, set()
@@ -452,6 +457,46 @@ def estimate_loss():
     return total / count
 
 
+@torch.no_grad()
+def hellaswag_accuracy():
+    """Share of HellaSwag's questions (Zellers et al. 2019) that the model answers right.
+
+    A question is a context and four endings; the model's answer is the ending whose tokens are
+    the likeliest on average. The questions are shared out over the processes.
+    """
+    model.eval()
+    lines = hellaswag_file.read_text(encoding="utf-8", errors="replace").strip().split("\n")
+    right = count = 0
+    for first in range(8 * rank, len(lines), 8 * world_size):  # 8 questions at a time
+        rows, labels = [], []
+        for number, line in enumerate(lines[first : first + 8], start=first + 1):
+            try:
+                question = json.loads(line)
+                a, b, c, d = (encode(" " + ending) for ending in question["endings"])
+                rows += [
+                    (encode(question["ctx"]), ending[: block_size - 1]) for ending in (a, b, c, d)
+                ]
+                labels.append(int(question["label"]))
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                sys.exit(f"{hellaswag_file}: line {number} is damaged ({error!r}); get a new copy")
+        x = torch.zeros(len(rows), block_size, dtype=torch.long)
+        y = torch.full_like(x, -1)
+        for i, (context, ending) in enumerate(rows):
+            ids = torch.tensor((context + ending)[-block_size - 1 :])
+            x[i, : len(ids) - 1] = ids[:-1]
+            y[i, len(ids) - 1 - len(ending) : len(ids) - 1] = ids[-len(ending) :]
+        longest = int((y >= 0).nonzero()[:, 1].max()) + 1
+        x, y = x[:, :longest].to(device), y[:, :longest].to(device)
+        logits, _ = model(x)
+        losses = F.cross_entropy(logits.transpose(1, 2), y, ignore_index=-1, reduction="none")
+        answers = (losses.sum(1) / (y >= 0).sum(1)).view(-1, 4).argmin(1)
+        right += (answers.cpu() == torch.tensor(labels)).sum().item()
+        count += len(labels)
+    model.train()
+    right, count = add_up(right, count)
+    return right / count
+
+
 # ------------------------------------------------------------------------------------ Optimizer
 # Muon replaces the gradient of a matrix by the nearest orthogonal matrix: every direction in it
 # learns equally fast. It is made for the matrices inside the blocks; AdamW takes the embedding,
@@ -551,7 +596,9 @@ def request_stop(signum, frame):
 def append_to_log(**row):
     """Add a row to out_dir/log.csv; columns without a value stay empty."""
     path = Path(out_dir, "log.csv")
-    columns = "step loss learning_rate grad_norm ms tokens_per_second mfu val_loss".split()
+    columns = (
+        "step loss learning_rate grad_norm ms tokens_per_second mfu val_loss hellaswag".split()
+    )
     try:
         with open(path, "a", newline="") as f:
             writer = csv.DictWriter(f, columns)
@@ -586,7 +633,12 @@ if max_iters > 0:
 for step in range(first_step, max_iters + 1) if max_iters > 0 else ():
     if step % eval_interval == 0 or step == max_iters:
         val_loss = estimate_loss()
-        log(f"step {step:5d}/{max_iters} | val_loss {val_loss:.4f}")
+        scores = {"val_loss": val_loss}
+        if hellaswag and hellaswag_file.exists():
+            scores["hellaswag"] = hellaswag_accuracy()
+        log(
+            f"step {step:5d}/{max_iters} | " + " | ".join(f"{k} {v:.4f}" for k, v in scores.items())
+        )
         if not math.isfinite(val_loss):
             sys.exit(
                 f"step {step}: the validation loss is {val_loss}; {out_dir}/last.pt is from "
@@ -600,7 +652,7 @@ for step in range(first_step, max_iters + 1) if max_iters > 0 else ():
             if step % keep_every == 0 and step > 0:
                 save_checkpoint(f"step_{step:06d}.pt", step, best_val_loss)
             save_checkpoint("last.pt", step, best_val_loss)
-            append_to_log(step=step, val_loss=val_loss)
+            append_to_log(step=step, **scores)
     if stops > 0:
         if rank == 0:
             save_checkpoint("last.pt", step, best_val_loss)
