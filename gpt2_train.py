@@ -4,17 +4,17 @@ Step 4 of 5: GPT-2 for real, from a laptop to eight GPUs and several nodes.
 The model of gpt_char.py is GPT-2's already; it only has to grow. What this file adds is what
 surrounds a large model: tokens of several characters, read from files larger than memory in an
 order that depends on nothing but the seed; batches larger than a GPU's memory, made of
-micro-batches; half precision and compilation; several GPUs that average their gradients; and
-benchmarks.
+micro-batches; half precision and compilation; several GPUs that average their gradients;
+benchmarks; and OpenAI's weights.
 
     python gpt2_train.py                           on a laptop: a small model, bytes of Shakespeare
-    python gpt2_train.py --data_dir=data/shakespeare/gpt2 --out_dir=out/tokens
-                                                   the same on GPT-2's tokens
     torchrun --nproc_per_node=8 gpt2_train.py      on 8 GPUs: GPT-2 (124M) on FineWeb-Edu
     torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=HOST:29500 \
         gpt2_train.py                              on 2 nodes that share the folder out_dir
     python gpt2_train.py --max_iters=0 --prompt="ROMEO:"
                                                    only sample from the best checkpoint
+    python gpt2_train.py --init_from=gpt2 --data_dir=data/shakespeare/gpt2 --out_dir=out/tuned \
+        --learning_rate=1e-4 --max_iters=20        fine-tune OpenAI's weights
 
 The same command goes on where an interrupted run ended, also on another number of GPUs.
 Its speed and loss are measured when it is complete.
@@ -50,8 +50,11 @@ Evaluation
 ~ estimate_loss: shared out over the processes
 + hellaswag, hellaswag_file, hellaswag_accuracy: a benchmark of common sense
 Checkpoints
-~ save_checkpoint, load_checkpoint, out_dir: hold the scaler, too
+~ save_checkpoint, load_checkpoint, out_dir: hold the scaler, too; any file can be loaded
 + keep_every: some are kept for good
+~ init_from: can be OpenAI's weights or a checkpoint
++ goes_on: whether to continue a run
++ pretrained, TRANSPOSED, import_weights: from transformers
 Sampling
 ~ generate: of tokens
 ~ prompt, max_new_tokens: of tokens
@@ -84,7 +87,7 @@ from torch.nn.parallel import DistributedDataParallel
 device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
 data_dir = "data/shakespeare/bytes" if device == "cpu" else "data/fineweb_edu"  # token shards
 out_dir = "out/gpt2_train"  # folder of the checkpoints and of log.csv
-init_from = "resume"  # continue from out_dir/last.pt if it is there; "scratch": start anew
+init_from = "resume"  # or "scratch", or OpenAI's weights: "gpt2", "gpt2-medium", ...
 cpu_features = getattr(torch.cpu, "get_capabilities", dict)()
 # Matrix products in bfloat16 where the hardware has it: a step takes 0.7 of the time on a CPU
 bfloat16 = torch.cuda.is_bf16_supported(False) or cpu_features.get("avx512_bf16", False)
@@ -160,6 +163,25 @@ sizes = {  # n_layer, n_head, n_embd
     "gpt3-large": (24, 16, 1536),  # 760M, with --block_size=2048 (Brown et al. 2020, table 2.1)
     "gpt3-xl": (24, 16, 2048),  # 1.3B, the same
 }
+pretrained = None  # a model of HuggingFace's transformers
+if init_from in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl") or Path(init_from).is_dir():
+    try:
+        import transformers
+
+        pretrained = transformers.GPT2LMHeadModel.from_pretrained(init_from)
+    except ImportError:
+        sys.exit(f"--init_from={init_from}: needs transformers; pip install transformers")
+    except Exception as error:  # whatever its download or its files lead to
+        sys.exit(f"--init_from={init_from}: {str(error).strip().splitlines()[0]}")
+    theirs = pretrained.config
+    n_layer, n_head, n_embd = theirs.n_layer, theirs.n_head, theirs.n_embd
+    if block_size > theirs.n_positions:
+        sys.exit(f"--block_size={block_size}: {init_from} has {theirs.n_positions} positions only")
+elif init_from not in ("resume", "scratch") and not Path(init_from).is_file():
+    sys.exit(
+        f"--init_from={init_from}: must be resume, scratch, gpt2, gpt2-medium, gpt2-large, "
+        "gpt2-xl, a checkpoint, or a folder with a model of transformers"
+    )
 if model not in sizes:
     sys.exit(f"--model={model}: must be one of {', '.join(sizes)}")
 given = n_layer, n_head, n_embd
@@ -242,6 +264,11 @@ for split in ("train", "val"):
 vocab_size = min(vocab_sizes)  # V
 if vocab_sizes not in ({256}, {50257}):
     sys.exit(f"{data_dir}: the shards must all be of bytes, or all of GPT-2's tokens")
+if pretrained and vocab_size != pretrained.config.vocab_size:
+    sys.exit(
+        f"--data_dir={data_dir}: has {vocab_size} different tokens and {init_from} "
+        f"{pretrained.config.vocab_size}; try --data_dir=data/shakespeare/gpt2"
+    )
 tokenizer = None  # where tokens are bytes
 if vocab_size == 50257:
     os.environ.setdefault("TIKTOKEN_CACHE_DIR", "data/tiktoken")
@@ -555,32 +582,53 @@ def save_checkpoint(file_name, step, best_val_loss):
         sys.exit(f"{path}: {error}; free some space or choose another --out_dir")
 
 
-def load_checkpoint(file_name):
-    """Make model and optimizers what they were at save_checkpoint; returns the other two."""
-    path = Path(out_dir, file_name)
+def load_checkpoint(path, training=True):
+    """Make model and optimizers what they were at save_checkpoint; returns the other two.
+
+    With training=False only the model: the start of another run.
+    """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        for name in ("n_layer", "n_head", "n_embd", "block_size", "optimizer"):
+        shape = ("n_layer", "n_head", "n_embd", "block_size")
+        for name in (*shape, "optimizer") if training else shape:
             if checkpoint["config"][name] != config[name]:
                 raise ValueError(f"was made with --{name}={checkpoint['config'][name]}")
         if checkpoint["vocab_size"] != vocab_size:
             raise ValueError(f"knows {checkpoint['vocab_size']} different tokens, not {vocab_size}")
         model.load_state_dict(checkpoint["model"])
-        for opt, state in zip(optimizers, checkpoint["optimizers"], strict=True):
-            opt.load_state_dict(state)
-        scaler.load_state_dict(checkpoint["scaler"])
+        if training:
+            for opt, state in zip(optimizers, checkpoint["optimizers"], strict=True):
+                opt.load_state_dict(state)
+            scaler.load_state_dict(checkpoint["scaler"])
         return checkpoint["step"], checkpoint["best_val_loss"]
     except Exception as error:  # whatever a damaged or foreign file leads to
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         sys.exit(f"{path}: {reason}. --init_from=scratch starts anew, --out_dir=... elsewhere")
 
 
-if init_from not in ("resume", "scratch"):
-    sys.exit(f"--init_from={init_from}: must be resume or scratch")
+TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # in transformers, against nn.Linear
+
+
+def import_weights(pretrained):
+    """Copy the weights of a GPT2LMHeadModel of transformers into the model."""
+    theirs = pretrained.transformer.state_dict()
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            weight = theirs[name].T if name.endswith(TRANSPOSED) else theirs[name]
+            rows = min(len(p), len(weight))  # fewer positions, or more tokens, than theirs
+            p[:rows] = weight[:rows]
+
+
 first_step, best_val_loss = 0, math.inf
-if init_from == "resume" and Path(out_dir, "last.pt").exists():
-    first_step, best_val_loss = load_checkpoint("last.pt")
+goes_on = init_from == "resume" or init_from != "scratch" and max_iters > 0  # fine-tuning, too
+if goes_on and Path(out_dir, "last.pt").exists():
+    first_step, best_val_loss = load_checkpoint(Path(out_dir, "last.pt"))
     log(f"{out_dir}/last.pt: going on from step {first_step}")
+elif pretrained is not None:
+    import_weights(pretrained)
+elif init_from not in ("resume", "scratch"):
+    load_checkpoint(init_from, training=False)
+    log(f"{init_from}: starting from its weights")
 
 # -------------------------------------------------------------------------------- Training loop
 stop = False
@@ -733,7 +781,7 @@ def generate(idx, max_new_tokens, temperature=1.0, top_k=0):
 
 if rank == 0:
     if best_val_loss < math.inf:  # there is a checkpoint of this model
-        load_checkpoint("best.pt")
+        load_checkpoint(Path(out_dir, "best.pt"))
     torch.manual_seed(seed)
     # Without a prompt, what stands between documents: <|endoftext|>, or a new line
     start_ids = encode(prompt) or [50256 if tokenizer else ord("\n")]
