@@ -5,7 +5,7 @@ The model of gpt_char.py is GPT-2's already; it only has to grow. What this file
 surrounds a large model: tokens of several characters, read from files larger than memory in an
 order that depends on nothing but the seed; batches larger than a GPU's memory, made of
 micro-batches; half precision and compilation; several GPUs that average their gradients;
-benchmarks; and OpenAI's weights.
+benchmarks; and OpenAI's weights in and out.
 
     python gpt2_train.py                           on a laptop: a small model, bytes of Shakespeare
     torchrun --nproc_per_node=8 gpt2_train.py      on 8 GPUs: GPT-2 (124M) on FineWeb-Edu
@@ -15,6 +15,7 @@ benchmarks; and OpenAI's weights.
                                                    only sample from the best checkpoint
     python gpt2_train.py --init_from=gpt2 --data_dir=data/shakespeare/gpt2 --out_dir=out/tuned \
         --learning_rate=1e-4 --max_iters=20        fine-tune OpenAI's weights
+    python gpt2_train.py --max_iters=0 --export_dir=out/hf    for HuggingFace's transformers
 
 The same command goes on where an interrupted run ended, also on another number of GPUs.
 Its speed and loss are measured when it is complete.
@@ -54,7 +55,7 @@ Checkpoints
 + keep_every: some are kept for good
 ~ init_from: can be OpenAI's weights or a checkpoint
 + goes_on: whether to continue a run
-+ pretrained, TRANSPOSED, import_weights: from transformers
++ pretrained, TRANSPOSED, import_weights, export_dir, export_weights: to and from transformers
 Sampling
 ~ generate: of tokens
 ~ prompt, max_new_tokens: of tokens
@@ -87,6 +88,7 @@ from torch.nn.parallel import DistributedDataParallel
 device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
 data_dir = "data/shakespeare/bytes" if device == "cpu" else "data/fineweb_edu"  # token shards
 out_dir = "out/gpt2_train"  # folder of the checkpoints and of log.csv
+export_dir = ""  # if given, the model is written there in the format of HuggingFace's transformers
 init_from = "resume"  # or "scratch", or OpenAI's weights: "gpt2", "gpt2-medium", ...
 cpu_features = getattr(torch.cpu, "get_capabilities", dict)()
 # Matrix products in bfloat16 where the hardware has it: a step takes 0.7 of the time on a CPU
@@ -619,6 +621,32 @@ def import_weights(pretrained):
             p[:rows] = weight[:rows]
 
 
+def export_weights(folder):
+    """Write the model so that GPT2LMHeadModel.from_pretrained(folder) of transformers loads it."""
+    try:
+        import transformers
+    except ImportError:
+        sys.exit(f"--export_dir={folder}: needs transformers; pip install transformers")
+    if Path(folder).is_file():
+        sys.exit(f"--export_dir={folder}: is a file; give the name of a folder")
+    theirs = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(
+            vocab_size=vocab_size,
+            n_positions=block_size,
+            n_embd=n_embd,
+            n_layer=n_layer,
+            n_head=n_head,
+            bos_token_id=vocab_size - 1,
+            eos_token_id=vocab_size - 1,
+        )
+    )
+    with torch.no_grad():
+        for name, p in theirs.transformer.named_parameters():
+            weight = model.get_parameter(name)
+            p[:] = weight.T if name.endswith(TRANSPOSED) else weight[: len(p)]  # without padding
+    theirs.save_pretrained(folder)
+
+
 first_step, best_val_loss = 0, math.inf
 goes_on = init_from == "resume" or init_from != "scratch" and max_iters > 0  # fine-tuning, too
 if goes_on and Path(out_dir, "last.pt").exists():
@@ -788,6 +816,9 @@ if rank == 0:
     idx = torch.tensor([start_ids], device=device)  # (1, T)
     sample = decode(generate(idx, max_new_tokens, temperature, top_k)[0].tolist())
     print("-" * 80, sample, "-" * 80, sep="\n")
+    if export_dir:
+        export_weights(export_dir)
+        print(f"{export_dir}: GPT2LMHeadModel.from_pretrained loads it")
     if best_val_loss < math.inf:
         print(f"final val loss {best_val_loss:.4f}")
 if world_size > 1:
