@@ -5,13 +5,13 @@ The model of gpt_char.py is GPT-2's already; it only has to grow. What this file
 surrounds a large model: tokens of several characters, read from files larger than memory in an
 order that depends on nothing but the seed; batches larger than a GPU's memory, made of
 micro-batches; half precision and compilation; several GPUs that average their gradients;
-benchmarks; and OpenAI's weights in and out.
+benchmarks; OpenAI's weights in and out; and sampling that does not compute anything twice.
 
     python gpt2_train.py                           on a laptop: a small model, bytes of Shakespeare
     torchrun --nproc_per_node=8 gpt2_train.py      on 8 GPUs: GPT-2 (124M) on FineWeb-Edu
     torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=HOST:29500 \
         gpt2_train.py                              on 2 nodes that share the folder out_dir
-    python gpt2_train.py --max_iters=0 --prompt="ROMEO:"
+    python gpt2_train.py --max_iters=0 --prompt="Hello, I'm a language model," --num_samples=4
                                                    only sample from the best checkpoint
     python gpt2_train.py --init_from=gpt2 --data_dir=data/shakespeare/gpt2 --out_dir=out/tuned \
         --learning_rate=1e-4 --max_iters=20        fine-tune OpenAI's weights
@@ -32,7 +32,8 @@ Data
 Model
 + sizes, given: GPT-2's and GPT-3's by name
 ~ model, n_layer, n_head, n_embd, block_size, dropout: a name gives the size
-~ GPT: vocabulary padded to a multiple of 128, float16 as well
+~ GPT: vocabulary padded to a multiple of 128, float16 as well, positions after a cache
+~ CausalSelfAttention: may keep keys and values in a cache
 ~ MLP: GELU in the approximation with which GPT-2 was trained
 Training
 + total_batch_size, per_process, unit, accumulation: many sequences in a step, a few at a time
@@ -57,8 +58,9 @@ Checkpoints
 + goes_on: whether to continue a run
 + pretrained, TRANSPOSED, import_weights, export_dir, export_weights: to and from transformers
 Sampling
-~ generate: of tokens
-~ prompt, max_new_tokens: of tokens
+~ generate: every key and value is computed once
+~ prompt, max_new_tokens: shorter, of tokens
++ num_samples: several at a time
 - idx, sample, final_val_loss: the loss is that of the best checkpoint
 """
 
@@ -117,8 +119,9 @@ momentum = 0.9 if device == "cpu" else 0.95  # of Muon
 beta1 = 0.9  # of AdamW: how slowly its mean gradient changes
 beta2 = 0.99 if device == "cpu" else 0.95  # and its mean squared gradient
 grad_clip = 1.0  # longest gradient, as a norm over all parameters
-prompt = ""  # what the sample begins with; empty: as if a new document began
-max_new_tokens = 500  # tokens to sample
+prompt = ""  # what the samples begin with; empty: as if a new document began
+num_samples = 1 if device == "cpu" else 4  # texts to sample
+max_new_tokens = 500 if device == "cpu" else 100  # tokens to sample
 temperature = 0.8  # below 1: safer, above 1: wilder; 0: always the likeliest
 top_k = 0  # sample from the k likeliest only; 0: from all
 
@@ -364,18 +367,25 @@ class CausalSelfAttention(nn.Module):
         super().__init__()
         self.c_attn = nn.Linear(n_embd, 3 * n_embd)  # query, key and value of all heads
         self.c_proj = nn.Linear(n_embd, n_embd)  # mixes what the heads found
+        self.cache = None  # while sampling: [] or [k, v] of all earlier positions
 
     def forward(self, x):
         """x: (B, T, C). Returns (B, T, C)."""
         B, T, C = x.shape
         # q, k, v: (B, nh, T, hs) each
         q, k, v = self.c_attn(x).view(B, T, 3, n_head, C // n_head).permute(2, 0, 3, 1, 4)
+        causal = True
+        if self.cache is not None:  # keys and values of the past do not change: compute them once
+            causal = not self.cache  # a single query may see all keys
+            past_k, past_v = self.cache or (k[:, :, :0], v[:, :, :0])
+            k, v = torch.cat((past_k, k), dim=2), torch.cat((past_v, v), dim=2)
+            self.cache = [k, v]
         if device == "cpu":  # its kernel is 2.4 times as fast in float32
             q, k, v = q.float(), k.float(), v.float()
         with torch.autocast("cpu", enabled=False):
             # The kernel does what Head did, block by block: no (T, T) matrix is ever stored
             p = dropout if self.training else 0.0
-            y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True)
+            y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=causal)
         return self.c_proj(y.transpose(1, 2).reshape(B, T, C))
 
 
@@ -440,7 +450,9 @@ class GPT(nn.Module):
         """
         half = torch.bfloat16 if bfloat16 else torch.float16
         with torch.autocast(torch.device(device).type, half, enabled=bfloat16 or float16):
-            x = self.wte(idx) + self.wpe(torch.arange(idx.shape[1], device=idx.device))  # (B, T, C)
+            past = self.h[0].attn.cache[0].shape[2] if self.h[0].attn.cache else 0
+            positions = torch.arange(past, past + idx.shape[1], device=idx.device)
+            x = self.wte(idx) + self.wpe(positions)  # (B, T, C)
             x = self.drop(x)
             for block in self.h:
                 x = block(x)
@@ -788,11 +800,19 @@ signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 # ------------------------------------------------------------------------------------- Sampling
 @torch.no_grad()
-def generate(idx, max_new_tokens, temperature=1.0, top_k=0):
+# Entered here, autocast casts the weights once: 24 instead of 94 ms per token of gpt2 on a CPU
+@torch.autocast(device_type, torch.bfloat16 if bfloat16 else torch.float16, bfloat16 or float16)
+def generate(idx, max_new_tokens, temperature=1.0, top_k=0, use_cache=True):
     """Continue the sequences idx (B, T) by sampling: returns (B, T + max_new_tokens)."""
     model.eval()
-    for _ in range(max_new_tokens):
-        logits, _ = model(idx[:, -block_size:])  # no position beyond block_size is known
+    for i in range(max_new_tokens):
+        if i == 0 or idx.shape[1] > block_size or not use_cache:
+            # The start, and when the window slides: then every token has a new position
+            for block in model.h:
+                block.attn.cache = [] if use_cache else None
+            logits, _ = model(idx[:, -block_size:])  # no position beyond block_size is known
+        else:
+            logits, _ = model(idx[:, -1:])  # only the new token, the cache has the others
         logits = logits[:, -1]  # the scores of what follows the last token, (B, V)
         if temperature == 0:
             idx_next = logits.argmax(dim=-1, keepdim=True)  # (B, 1)
@@ -803,6 +823,8 @@ def generate(idx, max_new_tokens, temperature=1.0, top_k=0):
             probs = F.softmax(logits / temperature, dim=-1)
             idx_next = torch.multinomial(probs, num_samples=1)  # (B, 1)
         idx = torch.cat((idx, idx_next), dim=1)
+    for block in model.h:
+        block.attn.cache = None
     model.train()
     return idx
 
@@ -813,9 +835,10 @@ if rank == 0:
     torch.manual_seed(seed)
     # Without a prompt, what stands between documents: <|endoftext|>, or a new line
     start_ids = encode(prompt) or [50256 if tokenizer else ord("\n")]
-    idx = torch.tensor([start_ids], device=device)  # (1, T)
-    sample = decode(generate(idx, max_new_tokens, temperature, top_k)[0].tolist())
-    print("-" * 80, sample, "-" * 80, sep="\n")
+    idx = torch.tensor([start_ids] * num_samples, device=device)  # (B, T)
+    for ids in generate(idx, max_new_tokens, temperature, top_k).tolist():
+        print("-" * 80, decode(ids), sep="\n")
+    print("-" * 80)
     if export_dir:
         export_weights(export_dir)
         print(f"{export_dir}: GPT2LMHeadModel.from_pretrained loads it")
