@@ -1,0 +1,661 @@
+"""gpt2_train.py on one process: model, data, evaluation, checkpoints, sampling, each against an
+independent and slower way to get the same.
+
+Most tests run the script inside this process and get at its names; see the fixture gpt2.
+"""
+
+import builtins
+import csv
+import json
+import math
+import os
+import random
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiktoken
+import torch
+import torch.nn.functional as F
+
+SCRIPT = Path(__file__).parent.parent / "gpt2_train.py"
+CPU = "--device=cpu --compile=False --float16=False --bfloat16=False --hellaswag=False".split()
+TINY = "--n_layer=2 --n_head=2 --n_embd=32 --block_size=16 --total_batch_size=128".split()
+SHORT = "--max_iters=12 --eval_interval=4 --eval_tokens=512 --max_new_tokens=5".split()
+
+
+def write_shard(path, tokens, vocab_size=256):
+    """A shard in the format of DESIGN.md, written without the prepare scripts."""
+    header = np.zeros(256, dtype="<i4")
+    header[:4] = 20240520, 1, len(tokens), vocab_size
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(header.tobytes() + np.asarray(tokens, dtype="<u2").tobytes())
+
+
+def random_tokens(length, vocab_size=256, seed=0):
+    return np.random.default_rng(seed).integers(vocab_size, size=length)
+
+
+def sentences(words, length, seed=0):
+    """A text a tiny model can learn something of: the bytes of words in random order."""
+    rng = random.Random(seed)
+    text = " ".join(rng.choice(words.split()) for _ in range(length))
+    return list(text.encode()[:length])
+
+
+class FakeTokenizer:
+    """Stands in for GPT-2's where a test needs its vocabulary, but no network."""
+
+    def encode_ordinary(self, s):
+        return list(s.encode())
+
+    def decode(self, ids):
+        return " ".join(map(str, ids))
+
+
+@pytest.fixture
+def gpt2(tmp_path, monkeypatch):
+    """A function that runs gpt2_train.py with arguments, in tmp_path, and returns its globals.
+
+    They are the live ones: what a test assigns there is what the script's functions see.
+    """
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tiktoken, "get_encoding", lambda name: FakeTokenizer())
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    precision = torch.get_float32_matmul_precision()
+
+    def run(*args):
+        args = [*CPU, *TINY, "--max_iters=0", "--max_new_tokens=0", "--data_dir=tokens", *args]
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *args])
+        # A signal that the script does not handle must fail the test, not end pytest
+        signal.signal(signal.SIGTERM, lambda *_: pytest.fail("SIGTERM was not handled"))
+        return runpy.run_path(str(SCRIPT))["get_lr"].__globals__
+
+    yield run
+    torch.set_float32_matmul_precision(precision)
+    for signum, handler in handlers.items():
+        signal.signal(signum, handler)
+
+
+@pytest.fixture
+def tokens(tmp_path):
+    """Byte shards under tokens/, two of each split; returns {split: [tokens of a shard]}."""
+    made = {"train": [], "val": []}
+    for split, number, length in (("train", 1, 901), ("train", 2, 700), ("val", 0, 333)):
+        made[split].append(random_tokens(length, seed=length))
+        write_shard(tmp_path / f"tokens/t_{split}_{number:06d}.bin", made[split][-1])
+    return made
+
+
+@pytest.fixture
+def gpt2_tokens(tmp_path):
+    """Shards under tokens/ with GPT-2's vocabulary of 50257, which the script pads to 50304."""
+    write_shard(tmp_path / "tokens/t_train_000001.bin", random_tokens(900, 50257), 0)
+    write_shard(tmp_path / "tokens/t_val_000000.bin", random_tokens(300, 50257), 0)
+
+
+def shake(model, scale=0.3):
+    """Give every parameter, biases and norms too, a value that matters."""
+    torch.manual_seed(7)
+    with torch.no_grad():
+        for p in model.parameters():
+            p += scale * torch.randn_like(p) * (1 if p.ndim == 1 else p.shape[-1] ** -0.5)
+
+
+def read_log(folder):
+    """{step: loss} and {step: val_loss} of a log.csv; of a step logged twice, the later row."""
+    with open(Path(folder, "log.csv"), newline="") as f:
+        rows = list(csv.DictReader(f))
+    return tuple(
+        {int(row["step"]): float(row[name]) for row in rows if row[name]}
+        for name in ("loss", "val_loss")
+    )
+
+
+def flat(value, name=""):
+    """A nested checkpoint as a list of (path, leaf)."""
+    if isinstance(value, dict):
+        return [leaf for k, v in value.items() for leaf in flat(v, f"{name}.{k}")]
+    if isinstance(value, list | tuple):
+        return [leaf for k, v in enumerate(value) for leaf in flat(v, f"{name}.{k}")]
+    return [(name, value)]
+
+
+def assert_same_checkpoint(a, b):
+    """Equal to the bit, apart from the command line it was made with."""
+    a, b = (torch.load(path, weights_only=True) for path in (a, b))
+    del a["config"], b["config"]
+    a, b = flat(a), flat(b)
+    assert [name for name, _ in a] == [name for name, _ in b]
+    for (name, x), (_, y) in zip(a, b):
+        assert torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y, name
+
+
+# ---------------------------------------------------------------------------------------- Model
+def import_transformers():
+    return pytest.importorskip(
+        "transformers", reason="transformers is not installed: nothing to compare with"
+    )
+
+
+def huggingface_model(vocab_size, n_positions):
+    """A GPT2LMHeadModel with random weights and logits far below zero, as OpenAI's have."""
+    transformers = import_transformers()
+    theirs = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(
+            vocab_size=vocab_size, n_positions=n_positions, n_embd=32, n_layer=2, n_head=2
+        )
+    ).eval()
+    shake(theirs, 1.0)
+    with torch.no_grad():
+        theirs.transformer.wte.weight[:, 0] += 4
+        theirs.transformer.ln_f.bias[0] -= 10
+    return theirs
+
+
+def assert_same_function(ours, theirs, vocab_size):
+    """Logits equal to 1e-4 and the loss to 1e-5, on random tokens."""
+    idx = torch.from_numpy(random_tokens(3 * 17, vocab_size, seed=5)).view(3, 17)
+    x, y = idx[:, :-1], idx[:, 1:]
+    ours.eval()
+    with torch.no_grad():
+        logits, none = ours(x)
+        no_logits, loss = ours(x, y)
+        expected = theirs(x).logits
+        # HuggingFace shifts the labels itself, so its loss is of the same 16 predictions
+        expected_loss = theirs(idx, labels=idx).loss if theirs.config.n_positions > 16 else None
+    assert none is None and no_logits is None
+    assert logits.shape == expected.shape == (3, 16, vocab_size)
+    assert expected.std() > 0.5  # or there would be nothing to get wrong
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
+    direct = F.cross_entropy(expected.flatten(0, 1), y.flatten())
+    for reference in (direct, expected_loss) if expected_loss is not None else (direct,):
+        assert loss.item() == pytest.approx(reference.item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("vocab_size", [256, 50257])
+def test_import_equals_huggingface(gpt2, tmp_path, vocab_size):
+    theirs = huggingface_model(vocab_size, n_positions=32)  # more than block_size
+    theirs.save_pretrained(tmp_path / "hf")
+    write_shard(tmp_path / "tokens/t_train_000001.bin", random_tokens(900), vocab_size % 50257)
+    write_shard(tmp_path / "tokens/t_val_000000.bin", random_tokens(300), vocab_size % 50257)
+    ours = gpt2("--init_from=hf", "--n_layer=9")["model"]  # the folder decides on the size
+    assert_same_function(ours, theirs, vocab_size)
+
+
+@pytest.mark.parametrize("vocab_size", [256, 50257])
+def test_export_equals_huggingface(gpt2, tmp_path, vocab_size):
+    transformers = import_transformers()
+    write_shard(tmp_path / "tokens/t_train_000001.bin", random_tokens(900), vocab_size % 50257)
+    write_shard(tmp_path / "tokens/t_val_000000.bin", random_tokens(300), vocab_size % 50257)
+    g = gpt2()
+    shake(g["model"], 1.0)
+    g["save_checkpoint"]("made.pt", 0, 1.0)
+    g = gpt2("--init_from=out/gpt2_train/made.pt", "--export_dir=exported")
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "exported").eval()
+    assert theirs.config.vocab_size == vocab_size and theirs.config.n_positions == 16
+    assert_same_function(g["model"], theirs, vocab_size)
+
+
+def test_padded_ids_are_out_of_softmax_and_sampling(gpt2, gpt2_tokens):
+    g = gpt2()
+    model = g["model"]
+    assert len(model.wte.weight) == 50304
+    x = torch.from_numpy(random_tokens(32, 50257)).view(2, 16)
+    before = [model(x)[0], model(x, x)[1]]
+    assert before[0].shape == (2, 16, 50257)
+    with torch.no_grad():  # whatever the padding holds
+        model.wte.weight[50257:] = 100 * torch.randn(47, 32)
+    after = [model(x)[0], model(x, x)[1]]
+    assert torch.equal(before[0], after[0]) and torch.equal(before[1], after[1])
+    after[1].backward()
+    assert model.wte.weight.grad[:50257].any() and not model.wte.weight.grad[50257:].any()
+    for temperature in (0, 1.0, 50.0):
+        ids = g["generate"](x[:, :1], 12, temperature=temperature)
+        assert ids.max() < 50257
+
+
+@pytest.mark.parametrize(
+    "name, expected",  # what OpenAI's models have, counted in transformers
+    [
+        ("gpt2", 124_439_808),
+        ("gpt2-medium", 354_823_168),
+        ("gpt2-large", 774_030_080),
+        ("gpt2-xl", 1_557_611_200),
+    ],
+)
+def test_parameter_counts(gpt2, gpt2_tokens, name, expected):
+    g = gpt2()
+    g["n_layer"], g["n_head"], g["n_embd"] = g["sizes"][name]
+    g["block_size"] = 1024
+    with torch.device("meta"):  # shapes without memory
+        model = g["GPT"]()
+    assert g["n_embd"] == 64 * g["n_head"]
+    padding = (50304 - 50257) * g["n_embd"]
+    assert sum(p.numel() for p in model.parameters()) == expected + padding
+
+
+def test_residual_projections_begin_small(gpt2, tokens):
+    model = gpt2("--n_layer=8", "--n_embd=128")["model"]
+    for name, p in model.named_parameters():
+        if p.ndim == 2:
+            small = name.endswith("c_proj.weight")
+            assert p.std().item() == pytest.approx(0.02 / (4 if small else 1), rel=0.05), name
+    assert model.lm_head.weight is model.wte.weight
+
+
+def test_learning_rate_ends(gpt2, tokens):
+    g = gpt2("--learning_rate=2", "--warmup_iters=10")
+    g["max_iters"] = 110  # of a run that would train
+    rates = [g["get_lr"](step) for step in range(110)]
+    assert rates[:10] == pytest.approx([0.2 * (i + 1) for i in range(10)])
+    assert max(rates) == rates[9] == 2
+    assert rates[10:] == pytest.approx([2 * (110 - i) / 100 for i in range(10, 110)])
+    assert rates[-1] > 0
+    g["max_iters"] = 5  # all of it is warm-up
+    assert [g["get_lr"](step) for step in range(5)] == pytest.approx(rates[:5])
+
+
+# ----------------------------------------------------------------------------------------- Data
+def all_windows(shards, shift, block_size=16):
+    """The windows of training shards, as (x, y) tuples of plain ints: cut with slices only.
+
+    As many as fit into a shard, whatever the shift of an epoch.
+    """
+    found = []
+    for shard in shards:
+        ids = [int(i) for i in shard]
+        for start in range(shift, len(ids) - 2 * block_size + shift + 1, block_size):
+            window = ids[start : start + block_size + 1]
+            found.append((tuple(window[:-1]), tuple(window[1:])))
+    return found
+
+
+def batches(g, steps, batch_size, world_size, total=8):
+    """The windows of every step, in the order of the micro-steps and processes."""
+    g["batch_size"], g["world_size"] = batch_size, world_size
+    g["accumulation"] = total // (batch_size * world_size)
+    found = []
+    for step in steps:
+        for micro_step in range(g["accumulation"]):
+            for rank in range(world_size):
+                g["rank"] = rank
+                x, y = g["get_batch"](step, micro_step)
+                assert x.shape == y.shape == (batch_size, 16)
+                found += zip(map(tuple, x.tolist()), map(tuple, y.tolist()))
+    return found
+
+
+def test_every_window_once_per_epoch(gpt2, tmp_path):
+    # A shard of exactly whole windows, one too short for any, one with a rest
+    shards = [random_tokens(n, seed=n) for n in (16 * 21 + 1, 16, 16 * 21 + 15, 16 * 3)]
+    for number, shard in enumerate(shards):
+        write_shard(tmp_path / f"tokens/t_train_{number:06d}.bin", shard)
+    write_shard(tmp_path / "tokens/t_val_000000.bin", random_tokens(333))
+    g = gpt2()
+    expected = [sorted(all_windows(shards, shift)) for shift in range(16)]
+    n = len(expected[0])
+    for windows in expected:  # 42 / 8 is no whole number: epochs end inside a step
+        assert n == len(windows) == len(set(windows)) == 42
+    found = batches(g, range(3 * 42 // 8), batch_size=8, world_size=1)
+    epochs = [found[i : i + n] for i in range(0, len(found) - n + 1, n)]
+    assert len(epochs) == 2
+    for epoch in epochs:
+        assert epoch != all_windows(shards, expected.index(sorted(epoch)))  # shuffled
+    assert sorted(epochs[0]) != sorted(epochs[1])  # every epoch cuts elsewhere
+
+    # Independent of how many processes share a step, and of the micro-batch
+    for batch_size, world_size in ((1, 1), (2, 1), (4, 2), (1, 8), (1, 2)):
+        assert batches(g, range(15), batch_size, world_size) == found[: 15 * 8]
+    # A pure function of seed and step
+    assert batches(g, [13], 8, 1) == found[13 * 8 : 14 * 8]
+    assert batches(gpt2("--total_batch_size=128"), [13], 8, 1) == found[13 * 8 : 14 * 8]
+    other = batches(gpt2("--seed=1"), range(15), 8, 1)
+    assert other != found[: 15 * 8] and sorted(other[:n]) in expected
+
+
+# ----------------------------------------------------------------------------------- Evaluation
+def summed_over_processes(g, function, world_size):
+    """What a function that ends in total / count returns on world_size processes."""
+    parts, real = [], g["add_up"]
+    g["world_size"], g["add_up"] = world_size, lambda *numbers: parts.append(numbers) or (1, 1)
+    for g["rank"] in range(world_size):
+        g[function]()
+    g["world_size"], g["rank"], g["add_up"] = 1, 0, real
+    return sum(total for total, _ in parts) / sum(count for _, count in parts)
+
+
+@pytest.mark.parametrize("eval_tokens", [10**7, 100])
+def test_estimate_loss_equals_direct_computation(gpt2, tmp_path, eval_tokens):
+    shards = [random_tokens(n, seed=n) for n in (16 * 3 + 1, 12, 16 * 5 + 7)]
+    for number, shard in enumerate(shards):
+        write_shard(tmp_path / f"tokens/t_val_{number:06d}.bin", shard)
+    write_shard(tmp_path / "tokens/t_train_000001.bin", random_tokens(900))
+    g = gpt2(f"--eval_tokens={eval_tokens}", "--dropout=0.5", "--batch_size=2")
+    model = g["model"]
+    shake(model)
+    losses, windows = [], 0
+    model.eval()
+    for shard in shards:
+        ids = torch.from_numpy(shard)
+        for start in range(0, len(ids) - 1, 16):  # the last one is shorter
+            if windows == math.ceil(eval_tokens / 16):
+                break
+            windows += 1
+            window = ids[start : start + 17]
+            with torch.no_grad():
+                log_probs = model(window[None, :-1])[0][0].log_softmax(-1)
+            losses += [-log_probs[i, token].item() for i, token in enumerate(window[1:])]
+    model.train()
+    assert len(losses) == (48 + 11 + 86 if eval_tokens > 1000 else 48 + 11 + 48)
+    expected = sum(losses) / len(losses)
+    assert g["estimate_loss"]() == pytest.approx(expected, rel=1e-6)
+    assert model.training
+    for world_size in (2, 3, 8):  # 8: more than there are batches
+        found = summed_over_processes(g, "estimate_loss", world_size)
+        assert found == pytest.approx(expected, rel=1e-6)
+
+
+def made_up_questions(count=21):
+    """Questions with contexts and endings of all lengths; labels are still missing."""
+    rng = random.Random(3)
+
+    def words(low, high):
+        return " ".join(
+            rng.choice(["on", "ice", "é", "\u2028x"]) for _ in range(rng.randint(low, high))
+        )
+
+    return [
+        {"ctx": words(1, 20), "endings": [words(1, 8) for _ in range(4)], "label": 0}
+        for _ in range(count)
+    ]
+
+
+def reference_answer(g, question, normalise=True):
+    """Score one ending after the other, each alone."""
+    scores = []
+    for ending in question["endings"]:
+        context, ending = list(question["ctx"].encode()), list(f" {ending}".encode())
+        ids = torch.tensor(context + ending)[-49:]  # block_size and one
+        with torch.no_grad():
+            log_probs = g["model"](ids[None, :-1])[0][0].log_softmax(-1)
+        picked = [log_probs[i - 1, ids[i]].item() for i in range(len(ids) - len(ending), len(ids))]
+        scores.append(sum(picked) / (len(picked) if normalise else 1))
+    return scores.index(max(scores))
+
+
+def test_hellaswag_equals_unbatched_reference(gpt2, tokens, tmp_path):
+    g = gpt2("--block_size=48", "--total_batch_size=96", "--dropout=0.5")
+    shake(g["model"], 1.0)
+    questions = made_up_questions()
+    assert any(len(q["ctx"].encode()) > 60 for q in questions)  # longer than block_size
+    g["model"].eval()
+    answers = [reference_answer(g, q) for q in questions]
+    sums = [reference_answer(g, q, normalise=False) for q in questions]
+    g["model"].train()
+    assert answers != sums and len(set(answers)) == 4
+    wrong = {2, 5, 11, 20}
+    for i, question in enumerate(questions):
+        question["label"] = (answers[i] + (i in wrong)) % 4
+    file = tmp_path / "data/hellaswag/hellaswag_val.jsonl"
+    file.parent.mkdir(parents=True)
+    lines = [json.dumps(q, ensure_ascii=False) + "\n" for q in questions]
+    file.write_text("".join(lines), encoding="utf-8")
+    assert g["hellaswag_accuracy"]() == pytest.approx(17 / 21)
+    assert g["model"].training
+    for world_size in (2, 5):
+        assert summed_over_processes(g, "hellaswag_accuracy", world_size) == pytest.approx(17 / 21)
+    # Every question counts: one label more is wrong, in the first, a middle and the last batch
+    for i in (0, 9, 19):
+        changed = dict(questions[i], label=(answers[i] + 1) % 4)
+        file.write_text("".join([*lines[:i], json.dumps(changed) + "\n", *lines[i + 1 :]]), "utf-8")
+        assert g["hellaswag_accuracy"]() == pytest.approx(16 / 21)
+
+
+# ------------------------------------------------------------------------------------- Training
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_accumulation_equals_one_batch(gpt2, tmp_path, optimizer):
+    words = "it is one batch of eight or four of two"
+    write_shard(tmp_path / "tokens/t_train_000001.bin", sentences(words, 9000))
+    write_shard(tmp_path / "tokens/t_val_000000.bin", sentences(words, 900, seed=1))
+    args = [*SHORT, "--max_iters=20", f"--optimizer={optimizer}", "--learning_rate=3e-3"]
+    gpt2(*args, "--batch_size=8", "--out_dir=one")
+    gpt2(*args, "--batch_size=2", "--out_dir=four")
+    (one, one_val), (four, four_val) = read_log("one"), read_log("four")
+    assert len(one) == 20 and one == pytest.approx(four, rel=1e-5)
+    assert len(one_val) == 6 and one_val == pytest.approx(four_val, rel=1e-5)
+    assert one[19] < one[0] - 0.3  # or the equality would say little
+    norms = []  # the losses cannot tell: clipping and both optimizers undo a factor of 4
+    for out_dir in ("one", "four"):
+        with open(Path(out_dir, "log.csv"), newline="") as f:
+            norms.append([float(row["grad_norm"]) for row in csv.DictReader(f) if row["loss"]])
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+
+
+def test_logged_loss_is_of_the_whole_step(gpt2, tokens):
+    """Against the untrained model on the windows of step 0, which it is computed from."""
+    g = gpt2()
+    windows = batches(g, [0], 8, 1)
+    x, y = (torch.tensor(side) for side in zip(*windows))
+    expected = g["model"](x, y)[1].item()
+    gpt2(*SHORT, "--max_iters=1", "--batch_size=2", "--out_dir=run")
+    assert read_log("run")[0][0] == pytest.approx(expected, rel=1e-6)
+
+
+class Killed(BaseException):
+    """What no except clause of the script catches."""
+
+
+def interrupt(monkeypatch, line_start, how):
+    """When the script prints a line that begins so: SIGTERM, or an end without any notice."""
+    real = builtins.print
+
+    def watching(*args, **kwargs):
+        real(*args, **kwargs)
+        if args and str(args[0]).startswith(line_start):
+            if how == "killed":
+                raise Killed
+            os.kill(os.getpid(), getattr(signal, how))
+
+    monkeypatch.setattr(builtins, "print", watching)
+
+
+VARIANTS = {
+    "muon": ("--optimizer=muon", "--dropout=0.2"),
+    "adamw": ("--optimizer=adamw", "--batch_size=2"),
+    "float16": ("--float16=True", "--dropout=0.2"),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_resume_is_exact(gpt2, tokens, monkeypatch, variant):
+    args = [*SHORT, *VARIANTS[variant]]
+    gpt2(*args, "--out_dir=whole")
+    interruptions = [("SIGTERM", 0), ("killed", 2), ("SIGTERM", 5), ("killed", 9), ("SIGINT", 8)]
+    for how, step in interruptions:  # five times on the way through one and the same run
+        with monkeypatch.context() as context:
+            interrupt(context, f"step {step:5d}/12 | loss", how)
+            with pytest.raises((SystemExit, Killed)) as end:
+                gpt2(*args, "--out_dir=parts")
+        if how == "killed":
+            assert end.type is Killed
+        else:
+            assert end.value.code == 130
+            # The signal came when the step was over, so one more is made
+            assert torch.load("parts/last.pt", weights_only=True)["step"] == step + 2
+    gpt2(*args, "--out_dir=parts")
+    assert read_log("parts") == read_log("whole")
+    assert list(read_log("whole")[0]) == list(range(12))
+    for name in ("last.pt", "best.pt"):
+        assert_same_checkpoint(f"parts/{name}", f"whole/{name}")
+
+
+def test_log_is_appended_on_resume(gpt2, tokens, monkeypatch):
+    interrupt(monkeypatch, "step     5/12 | loss", "SIGTERM")
+    with pytest.raises(SystemExit):
+        gpt2(*SHORT, "--out_dir=run")
+    first = Path("run/log.csv").read_text()
+    gpt2(*SHORT, "--out_dir=run")
+    whole = Path("run/log.csv").read_text()
+    assert whole.startswith(first) and whole.count("step,loss") == 1
+    rows = list(csv.DictReader(whole.splitlines()))
+    assert [int(row["step"]) for row in rows if row["loss"]] == list(range(12))
+    assert [int(row["step"]) for row in rows if row["val_loss"]] == [0, 4, 8, 12]
+    for row in rows:
+        if row["loss"]:
+            ms, speed = float(row["ms"]), float(row["tokens_per_second"])
+            assert speed == pytest.approx(128 / ms * 1000)
+            assert float(row["grad_norm"]) > 0 and row["mfu"] == "nan"
+
+
+def test_checkpoints(gpt2, tokens, monkeypatch):
+    """Tensors and plain values, names without prefixes, and the ones to keep are kept."""
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda m: real(m, backend="eager"))  # no C++ compiler
+    g = gpt2(*SHORT, "--keep_every=8", "--max_iters=16", "--out_dir=run", "--compile=True")
+    assert type(g["compiled"]).__name__ == "OptimizedModule"
+    files = sorted(path.name for path in Path("run").iterdir())
+    assert files == ["best.pt", "last.pt", "log.csv", "step_000008.pt", "step_000016.pt"]
+    names = set(g["GPT"]().state_dict())
+    assert "h.1.attn.c_attn.weight" in names
+    for name in files[:2] + files[3:]:
+        checkpoint = torch.load(Path("run", name), weights_only=True)
+        assert set(checkpoint["model"]) == names
+        for path, leaf in flat(checkpoint):
+            assert type(leaf) in (torch.Tensor, int, float, str, bool, type(None)), path
+    steps = [torch.load(Path("run", f), weights_only=True)["step"] for f in files[3:]]
+    assert steps == [8, 16]
+    val_losses = read_log("run")[1]
+    best = torch.load("run/best.pt", weights_only=True)
+    assert best["step"] == min(val_losses, key=val_losses.get)
+    assert best["best_val_loss"] == min(val_losses.values())
+
+    gpt2(*SHORT, "--max_iters=16", "--out_dir=plain")
+    for compiled, plain in zip(read_log("run"), read_log("plain")):
+        assert compiled == pytest.approx(plain, rel=1e-5)
+
+
+def test_fine_tuning_lowers_the_loss(gpt2, tmp_path):
+    play, recipe = "thou art my lord and I thy fool", "mix two eggs with warm milk; bake for hours"
+    for name, words in (("play", play), ("recipe", recipe)):
+        write_shard(tmp_path / f"{name}/t_train_000001.bin", sentences(words, 20_000))
+        write_shard(tmp_path / f"{name}/t_val_000000.bin", sentences(words, 2_000, seed=1))
+    args = ["--eval_interval=50", "--max_iters=100", "--batch_size=8"]
+    gpt2(*args, "--data_dir=play", "--out_dir=a")
+    old, old_val = read_log("a")
+    assert old_val[100] < 0.6 * old_val[0]
+    tune = [*args, "--data_dir=recipe", "--init_from=a/best.pt"]
+    expected = gpt2(*tune, "--max_iters=0", "--out_dir=b")["estimate_loss"]()
+    gpt2(*tune, "--out_dir=b")
+    new, new_val = read_log("b")
+    assert new_val[0] == pytest.approx(expected, rel=1e-5) and abs(new_val[0] - old_val[0]) > 0.1
+    assert new_val[50] < new_val[0] - 0.5 and new_val[100] < new_val[50]
+    best = torch.load("a/best.pt", weights_only=True)
+    assert best["step"] == 100  # the checkpoint that it began from is untouched
+
+
+def test_interrupted_process_saves_and_exits(tokens, tmp_path):
+    """As a scheduler does it: SIGTERM to a running script."""
+    args = [*CPU, *TINY, "--data_dir=tokens", "--max_iters=1000000", "--out_dir=run"]
+    process = subprocess.Popen(
+        [sys.executable, SCRIPT, *args],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stdout:
+        if "| loss" in line:
+            process.send_signal(signal.SIGTERM)
+            break
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130 and stderr == ""
+    step = torch.load(tmp_path / "run/last.pt", weights_only=True)["step"]
+    assert step > 0 and f"stopped at step {step}, saved in run" in stdout.splitlines()[-1]
+
+
+@pytest.mark.long
+def test_killed_ten_times(tokens, tmp_path):
+    """SIGKILL at random moments, ten times in one run: the end is that of an unbroken run."""
+    args = [*CPU, *TINY, "--data_dir=tokens", "--max_iters=400", "--eval_interval=5"]
+    command = [sys.executable, SCRIPT, *args, "--eval_tokens=64", "--max_new_tokens=5"]
+    rng = random.Random(1)
+    for _ in range(10):
+        process = subprocess.Popen(
+            [*command, "--out_dir=parts"], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+        )
+        for line in process.stdout:
+            if "| loss" in line:
+                break
+        time.sleep(rng.uniform(0, 0.25))
+        process.kill()
+        process.communicate()
+        torch.load(tmp_path / "parts/last.pt", weights_only=True)  # never half a file
+    for out_dir in ("parts", "whole"):
+        subprocess.run([*command, f"--out_dir={out_dir}"], cwd=tmp_path, check=True)
+    assert_same_checkpoint(tmp_path / "parts/last.pt", tmp_path / "whole/last.pt")
+    assert_same_checkpoint(tmp_path / "parts/best.pt", tmp_path / "whole/best.pt")
+
+
+# ------------------------------------------------------------------------------------- Sampling
+def reference_generate(g, idx, max_new_tokens, temperature, top_k):
+    """Sampling that computes everything anew for every token."""
+    for _ in range(max_new_tokens):
+        with torch.no_grad():
+            logits = g["model"](idx[:, -16:])[0][:, -1]
+        if temperature == 0:
+            idx_next = logits.argmax(-1, keepdim=True)
+        else:
+            if top_k:
+                smaller = logits.argsort(descending=True)[:, top_k:]
+                logits = logits.scatter(1, smaller, -math.inf)
+            idx_next = torch.multinomial((logits / temperature).softmax(-1), 1)
+        idx = torch.cat((idx, idx_next), 1)
+    return idx
+
+
+@pytest.mark.parametrize("length", [1, 5, 16, 23])  # block_size is 16
+@pytest.mark.parametrize("temperature, top_k", [(0, 0), (1.0, 0), (0.7, 5)])
+def test_cached_generation_equals_uncached(gpt2, tokens, length, temperature, top_k):
+    g = gpt2("--dropout=0.5")
+    with torch.no_grad():
+        for p in g["model"].parameters():
+            if p.ndim == 2:
+                p.normal_(std=0.5)  # or the model would always say the same
+    idx = torch.from_numpy(random_tokens(3 * length)).view(3, length)
+    args = (30, temperature, top_k)
+    fed = []
+    hook = g["model"].wte.register_forward_pre_hook(lambda _, args: fed.append(args[0].shape[1]))
+    torch.manual_seed(3)
+    cached = g["generate"](idx, *args)
+    hook.remove()
+    assert g["model"].training
+    g["model"].eval()
+    torch.manual_seed(3)
+    expected = reference_generate(g, idx, *args)
+    torch.manual_seed(3)
+    uncached = g["generate"](idx, *args, use_cache=False)
+    assert cached.shape == (3, length + 30) and torch.equal(cached, expected)
+    assert torch.equal(uncached, expected)
+    assert len(set(expected[:, length:].flatten().tolist())) > 5
+    # One token at a time while the window does not slide, or there is no cache
+    grows = max(0, 16 - length)
+    assert fed == [min(length, 16)] + [1] * grows + [16] * (29 - grows)
+
+
+def test_samples_on_the_command_line(gpt2, tokens, capsys):
+    gpt2(*SHORT)
+    capsys.readouterr()
+    gpt2("--prompt=To be", "--num_samples=3", "--max_new_tokens=4", "--temperature=0")
+    lines = capsys.readouterr().out.split("-" * 80 + "\n")
+    assert len(lines) == 5 and lines[-1].startswith("final val loss ")
+    samples = lines[1:-1]
+    assert all(s.startswith("To be") and s == samples[0] for s in samples)
+    val_losses = read_log("out/gpt2_train")[1]
+    assert lines[-1] == f"final val loss {min(val_losses.values()):.4f}\n"
