@@ -264,7 +264,7 @@ paths, shards, vocab_sizes = {}, {}, set()
 for split in ("train", "val"):
     paths[split] = sorted(Path(data_dir).glob(f"*_{split}_*.bin"))
     if not paths[split]:
-        sys.exit(f"{data_dir}: has no *_{split}_*.bin; prepare_shakespeare.py, for one, makes them")
+        sys.exit(f"{data_dir}: has no *_{split}_*.bin; prepare_fineweb.py makes those of the web")
     shards[split], sizes_found = zip(*map(open_shard, paths[split]))
     vocab_sizes.update(sizes_found)
 vocab_size = min(vocab_sizes)  # V

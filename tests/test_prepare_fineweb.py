@@ -1,0 +1,747 @@
+"""prepare_fineweb.py: the right tokens in the right order, whatever happens on the way."""
+
+import gzip
+import hashlib
+import http.server
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.parse
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+EOT = 50256
+HUB_FILES = {}  # {"repository/path": bytes} of the stand-in for the Hub
+# Small sizes, so that little text has many buffers and pieces; nothing is asked of the real net
+SETUP = """
+import sys
+sys.path.insert(0, {root!r})
+sys.argv[0] = "prepare_fineweb.py"
+import prepare_fineweb as p
+p.HELLASWAG_URL = "http://127.0.0.1:9/"
+p.WAITS = (0.01,) * 20
+p.BUFFER_SIZE, p.PIECE_SIZE = 20_000, 500
+"""
+
+
+@pytest.fixture(scope="session")
+def encoding(tmp_path_factory):
+    """GPT-2's encoding by tiktoken; the scripts that are run find its files, too."""
+    if "TIKTOKEN_CACHE_DIR" not in os.environ:
+        os.environ["TIKTOKEN_CACHE_DIR"] = str(tmp_path_factory.mktemp("tiktoken"))
+    script = runpy.run_path(str(ROOT / "prepare_shakespeare.py"), run_name="prepare_shakespeare")
+    try:
+        return script["get_gpt2_encoding"]()
+    except SystemExit as error:
+        pytest.skip(str(error))
+
+
+def start(folder, *args, setup="", **env):
+    code = SETUP.format(root=str(ROOT)) + setup + "\np.main()"
+    env = {**os.environ, "NO_PROXY": "*", "HF_HOME": str(folder / "hf"), **env}
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *args],
+        cwd=folder,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(folder, *args, code=0, **kwargs):
+    """Run the script to its end in a folder; returns what it printed. No traceback, ever."""
+    process = start(folder, *args, **kwargs)
+    out, err = process.communicate(timeout=300)
+    assert "Traceback" not in err and "Error:" not in err.split("\n")[0], err
+    assert process.returncode == code, out + err
+    return out + err
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def words(rng, n):
+    """Text of n words, with what makes tokenizing interesting."""
+    some = "the of and hill's we'll 1234 -- Ünï 東京 \u00a0x \n \n\n  \t it. 🙂 don't ’s".split(" ")
+    return " ".join(rng.choice(some + ["quick", "brown", "fox"], n))
+
+
+def documents(seed=0, n=120):
+    rng = np.random.default_rng(seed)
+    docs = [words(rng, int(size)) for size in rng.geometric(1 / 60, n)]
+    return docs + ["", "<|endoftext|>", "<|endoftext|><|endoftext|> x", "", words(rng, 6000)]
+
+
+def write_source(path, docs):
+    if path.suffix == ".parquet":
+        pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        table = pa.table({"id": range(len(docs)), "text": docs})
+        pq.write_table(table, path, row_group_size=9)
+    elif path.suffix == ".txt":
+        (text,) = docs
+        path.write_bytes(text.encode())
+    else:
+        lines = "".join(json.dumps({"text": doc, "n": 1}) + "\n" for doc in docs).encode()
+        path.write_bytes(gzip.compress(lines) if path.suffix == ".gz" else lines)
+
+
+def read_source(path, rng):
+    """The documents of a file in the order in which the script reads them."""
+    if path.suffix == ".parquet":
+        f = pytest.importorskip("pyarrow.parquet").ParquetFile(path)
+        groups = [f.read_row_group(i)["text"].to_pylist() for i in range(f.num_row_groups)]
+        return [doc for i in rng.permutation(len(groups)) for doc in groups[i]]
+    if path.suffix == ".txt":
+        return [path.read_bytes().decode()]
+    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    return [json.loads(line)["text"] for line in content.splitlines()]
+
+
+def implied_order(manifest, folder):
+    """The shuffled documents, from nothing but the manifest and the source."""
+    seed, docs = manifest["seed"], []
+    for i, file in enumerate(manifest["files"]):
+        docs += read_source(folder / file["path"], np.random.default_rng([seed, 1, i]))
+    ordered, buffer, size, number = [], [], 0, 0
+    for i, doc in enumerate(docs):
+        buffer.append(doc)
+        size += len(doc) + 100
+        if size >= manifest["buffer_size"] or i == len(docs) - 1:
+            order = np.random.default_rng([seed, 2, number]).permutation(len(buffer))
+            ordered += [buffer[j] for j in order]
+            buffer, size, number = [], 0, number + 1
+    return ordered
+
+
+def read_shard(path):
+    """The tokens of a shard, by the checks of llm.c's dataloader.h and modded-nanogpt's reader."""
+    content = path.read_bytes()
+    header = np.frombuffer(content[:1024], dtype=np.int32)
+    assert len(header) == 256
+    assert header[0] == 20240520, "llm.c: Bad magic in the data file"
+    assert header[1] == 1, "llm.c: Bad version in data file"
+    num_tokens = int(header[2])
+    assert num_tokens > 0
+    assert len(content) == 1024 + 2 * num_tokens, "llm.c: file size is not as expected"
+    tokens = np.frombuffer(content[1024:], dtype=np.uint16)
+    assert len(tokens) == num_tokens, "modded-nanogpt: number of tokens read != header"
+    assert not header[3:].any()
+    return tokens
+
+
+def check(folder, docs, encoding, shard_size):
+    """All that must be true of a finished folder made of docs. Returns its manifest."""
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    names = [shard["file"] for shard in manifest["shards"]]
+    splits = ["val" if i == 0 else "train" for i in range(len(names))]
+    assert names == [f"{folder.name}_{s}_{i:06d}.bin" for i, s in enumerate(splits)]
+    assert {path.name for path in folder.iterdir()} == {"manifest.json", *names}
+    shards = [read_shard(folder / name) for name in names]
+    assert [len(shard) for shard in shards[:-1]] == [shard_size] * (len(shards) - 1)
+    assert 1 <= len(shards[-1]) <= shard_size
+    for shard, entry in zip(shards, manifest["shards"]):
+        assert entry["tokens"] == len(shard) and entry["documents"] == (shard == EOT).sum()
+        assert entry["sha256"] == hashlib.sha256((folder / entry["file"]).read_bytes()).hexdigest()
+    tokens = np.concatenate(shards).tolist()
+    ordered = implied_order(manifest, folder.parent.parent)
+    assert sorted(ordered) == sorted(docs) and (ordered != docs or len(docs) == 1)
+    assert tokens == [t for doc in ordered for t in [EOT, *encoding.encode_ordinary(doc)]]
+    texts = encoding.decode_batch(
+        [part.tolist() for part in np.split(tokens, np.flatnonzero(np.array(tokens) == EOT))[1:]]
+    )
+    assert texts == ["<|endoftext|>" + doc for doc in ordered]
+    assert manifest["documents"] == len(docs) and manifest["tokens"] == len(tokens)
+    return manifest
+
+
+# -------------------------------------------------------------------------------- The right tokens
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".parquet"])
+def test_shards_are_the_documents_in_the_order_of_the_manifest(tmp_path, encoding, suffix):
+    parts = [documents(seed) for seed in range(3)]
+    names = [f"{name}{suffix}" for name in "abc"]
+    for name, docs in zip(names, parts):
+        write_source(tmp_path / name, docs)
+    args = ["--name=n", "--shard_size=7K", "--seed=5"]
+    out = run(tmp_path, "--source", *names, *args)
+    docs = sum(parts, [])
+    manifest = check(tmp_path / "data/n", docs, encoding, 7000)
+    assert f"{len(docs):,} documents, {manifest['tokens']:,} tokens" in out
+    assert {file["path"] for file in manifest["files"]} == set(names)
+    assert f"shard {len(manifest['shards'])} of " in out and "MB/s down" in out
+
+    before = contents(tmp_path / "data/n")  # a second call, also in another order, does nothing
+    run(tmp_path, f"--source={names[2]}", names[0], names[1], *args)
+    assert contents(tmp_path / "data/n") == before
+    run(tmp_path, "--source", *names, "--name=m", "--shard_size=7K", "--seed=6")
+    assert (tmp_path / "data/m/m_val_000000.bin").read_bytes() != before["n_val_000000.bin"]
+
+
+def test_text_files_are_documents(tmp_path, encoding):
+    docs = [words(np.random.default_rng(i), 300) for i in range(12)]
+    for i, doc in enumerate(docs):
+        write_source(tmp_path / f"{i}.txt", [doc])
+    run(tmp_path, "--source", *[f"{i}.txt" for i in range(12)], "--name=n", "--shard_size=1K")
+    check(tmp_path / "data/n", docs, encoding, 1000)
+
+
+@pytest.mark.parametrize("shard_size", [1, 2, 3, 64])
+def test_documents_at_the_ends_of_shards(tmp_path, encoding, shard_size):
+    """Longer than many shards; empty; special tokens only; two in a row that fill a shard each."""
+    docs = ["hello", "world", "hello world", "a b c", "", "", "<|endoftext|>", "x " * 700, "y", "z"]
+    write_source(tmp_path / "a.jsonl", docs)
+    run(tmp_path, "--source=a.jsonl", "--name=n", f"--shard_size={shard_size}")
+    check(tmp_path / "data/n", docs, encoding, shard_size)
+
+
+def test_only_full_shards(tmp_path, encoding):
+    """Where the source ends with a shard there is no empty one after it."""
+    write_source(tmp_path / "a.jsonl", ["hello"] * 6)  # 2 tokens each
+    run(tmp_path, "--source=a.jsonl", "--name=n", "--shard_size=4")
+    tokens = [read_shard(path).tolist() for path in sorted((tmp_path / "data/n").glob("*.bin"))]
+    assert tokens == [[EOT, 31373] * 2] * 3
+
+
+def test_text_that_tiktoken_cannot_take(tmp_path, encoding):
+    """Half of a surrogate pair is replaced, as tiktoken does it; much whitespace is cut."""
+    docs = [
+        "a \ud83d b",
+        " " * 1_200_000 + "x" + " " * 1_200_000,
+        "ok\n" + "\n" * 1_200_001 + "y",
+        "\u00a0" * 1_200_000,
+    ]
+    write_source(tmp_path / "a.jsonl", docs)
+    run(tmp_path, "--source=a.jsonl", "--name=n", "--shard_size=9M", code=1)  # no training shard
+    tokens = read_shard(tmp_path / "data/n/n_val_000000.bin")
+    found = [part.tolist() for part in np.split(tokens, np.flatnonzero(tokens == EOT))[1:]]
+    expected = [
+        encoding.encode_ordinary(docs[0]),
+        [220] * 1_199_999 + encoding.encode_ordinary(" x") + [220] * 1_200_000,
+        [482, *encoding.encode_ordinary("\n" * 1_200_001), *encoding.encode_ordinary("\ny")],
+        encoding.encode_ordinary(docs[3]),
+    ]
+    assert sorted(found) == sorted([EOT, *tokens] for tokens in expected)
+
+
+def test_pieces_have_the_tokens_of_the_whole(encoding):
+    """Of texts made of all that GPT-2's regular expression tells apart, cut as often as can be."""
+    cut = runpy.run_path(str(ROOT / "prepare_fineweb.py"), run_name="prepare_fineweb")["cut"]
+    cut.__globals__["PIECE_SIZE"] = 3
+    rng, pieces_seen = np.random.default_rng(0), 0
+    parts = ["a", "ll", "'", "'s", "'re", "7", "!", " ", "  ", "\n", "\n ", "\t", "\r\n", "\u00a0"]
+    parts += ["\x1c", "\x1f", "\x85", "\u2028", "\u3000", "é", "東", "🙂", "\u0301", "\u200b"]
+    for _ in range(3000):
+        text = "".join(rng.choice(parts, 30))
+        pieces = [piece for pieces in cut([text]) for piece in pieces]
+        assert [is_start for is_start, _ in pieces] == [True] + [False] * (len(pieces) - 1)
+        assert "".join(piece for _, piece in pieces) == text
+        tokens = [token for _, piece in pieces for token in encoding.encode_ordinary(piece)]
+        assert tokens == encoding.encode_ordinary(text), repr(text)
+        pieces_seen += len(pieces)
+    assert pieces_seen > 9000
+
+
+def test_tokens_can_be_raised(tmp_path, encoding):
+    """--tokens stops early and exactly; more of them later is as if never stopped."""
+    write_source(tmp_path / "a.jsonl", documents())
+    args = ["--source=a.jsonl", "--shard_size=1K"]
+    run(tmp_path, *args, "--name=n")
+    whole = contents(tmp_path / "data/n")
+    run(tmp_path, *args, "--name=m", "--tokens=2.5K")
+    sizes = [len(read_shard(path)) for path in sorted((tmp_path / "data/m").glob("*.bin"))]
+    assert sorted(sizes) == [500, 1000, 1000]
+    before = contents(tmp_path / "data/m")
+    run(tmp_path, *args, "--name=m", "--tokens=1500")
+    assert contents(tmp_path / "data/m") == before
+    run(tmp_path, *args, "--name=m", "--tokens=4K")
+    run(tmp_path, *args, "--name=m")
+    after = {name.replace("m_", "n_"): b for name, b in contents(tmp_path / "data/m").items()}
+    assert after.pop("manifest.json").replace(b"m_", b"n_") == whole.pop("manifest.json")
+    assert after == whole
+
+
+# ------------------------------------------------------------------------------ Whatever happens
+def kill_again_and_again(tmp_path, kills, seed, suffix=".jsonl"):
+    docs = [words(np.random.default_rng(i), 200) for i in range(900)]
+    write_source(tmp_path / f"a{suffix}", docs[:500])
+    write_source(tmp_path / f"b{suffix}", docs[500:])
+    args = ["--source", f"a{suffix}", f"b{suffix}", "--shard_size=7003"]
+    run(tmp_path, *args, "--name=n")
+    expected = contents(tmp_path / "data/n")
+    rng = np.random.default_rng(seed)
+    # Slow enough to be killed at every point, also between a shard's last name and its manifest
+    slow = """
+import os, time
+for name in ("fsync", "replace"):
+    real = getattr(os, name)
+    setattr(os, name, lambda *args, real=real: (time.sleep(0.02), real(*args), time.sleep(0.02)))
+"""
+    hits, folder, other = 0, tmp_path / "data/n", tmp_path / "data/elsewhere"
+    folder.rename(other)
+    while hits < kills:
+        process = start(tmp_path, *args, "--name=n", setup=slow)
+        time.sleep(rng.uniform(0.3, 1.5))
+        hits += process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        for path in folder.glob("*.bin"):  # what has its name is whole, at any time
+            assert path.read_bytes() == expected[path.name]
+        if folder.exists() and len(contents(folder)) == len(expected):
+            for path in folder.iterdir():
+                path.unlink()
+    run(tmp_path, *args, "--name=n")
+    assert contents(folder) == expected
+
+
+def test_killed_and_continued_gives_the_same_bytes(tmp_path, encoding):
+    kill_again_and_again(tmp_path, kills=3, seed=0)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_killed_20_times_gives_the_same_bytes(tmp_path, encoding, suffix):
+    kill_again_and_again(tmp_path, kills=20, seed=1, suffix=suffix)
+
+
+@pytest.mark.parametrize("n, shard_size", [(200, 1009), (3, 61)])
+def test_every_position_in_the_manifest_can_be_continued(tmp_path, encoding, n, shard_size):
+    """Also those in the middle of a piece, of a buffer, and of a document longer than a shard."""
+    write_source(tmp_path / "a.jsonl", documents(0, n))
+    write_source(tmp_path / "b.jsonl", documents(1, n))
+    args = ["--source", "a.jsonl", "b.jsonl", "--name=n", f"--shard_size={shard_size}"]
+    run(tmp_path, *args)
+    expected = contents(tmp_path / "data/n")
+    names = sorted(name for name in expected if name.endswith(".bin"))
+    names = sorted(names, key=lambda name: name[-10:])
+    for i in (len(names) - 1, len(names) // 2, 7, 3, 1, 0):
+        (tmp_path / "data/n" / names[i]).unlink()
+        assert names[i] in run(tmp_path, *args)
+        assert contents(tmp_path / "data/n") == expected
+
+
+def test_a_shard_is_no_larger_in_memory_than_its_pieces(tmp_path, encoding):
+    """Tokens go to the disk as they come: a document is never tokenized as a whole."""
+    write_source(tmp_path / "a.jsonl", ["so it goes " * 40_000])
+    record = """
+real = p.tokenize
+sizes = []
+p.tokenize = lambda encoding, pieces: (sizes.append(sum(len(t) for _, t in pieces)), real(
+    encoding, pieces))[1]
+import atexit
+atexit.register(lambda: print("largest", max(sizes), "pieces", len(sizes)))
+"""
+    out = run(tmp_path, "--source=a.jsonl", "--name=n", "--shard_size=50K", setup=record)
+    check(tmp_path / "data/n", ["so it goes " * 40_000], encoding, 50_000)
+    _, largest, _, pieces = out.split("\n")[-2].split()
+    assert int(largest) < 1000 and int(pieces) > 400
+
+
+def test_changed_options_are_refused(tmp_path, encoding):
+    write_source(tmp_path / "a.jsonl", documents())
+    write_source(tmp_path / "b.jsonl", documents(1))
+    args = ["--source=a.jsonl", "--name=n"]
+    run(tmp_path, *args, "--shard_size=1K")
+    before = contents(tmp_path / "data/n")
+    for changed in (
+        [*args, "--shard_size=2K"],
+        [*args, "--shard_size=1K", "--seed=7"],
+        ["--source=b.jsonl", "--name=n", "--shard_size=1K"],
+        ["--source=b.jsonl", *args, "--shard_size=1K"],
+    ):
+        out = run(tmp_path, *changed, code=1)
+        assert "data/n: was begun with another" in out and "--name=NAME" in out
+    assert "another buffer_size" in run(
+        tmp_path, *args, "--shard_size=1K", setup="p.BUFFER_SIZE = 9", code=1
+    )
+    write_source(tmp_path / "a.jsonl", documents()[1:])
+    assert "another files" in run(tmp_path, *args, "--shard_size=1K", code=1)
+    assert contents(tmp_path / "data/n") == before
+
+
+def test_verify(tmp_path, encoding):
+    write_source(tmp_path / "a.jsonl", documents())
+    args = ["--source=a.jsonl", "--name=n", "--shard_size=1K"]
+    run(tmp_path, *args)
+    folder = tmp_path / "data/n"
+    before = contents(folder)
+    assert "are as manifest.json says" in run(tmp_path, "--name=n", "--verify")
+    path = folder / "n_train_000002.bin"
+    for damage in ("bit", "short", "gone", "header", "stray"):
+        content = bytearray(before[path.name])
+        content[1500] ^= damage == "bit"
+        content[0] ^= damage == "header"
+        path.write_bytes(content[:-2] if damage == "short" else content)
+        bad = path
+        if damage == "gone":
+            path.unlink()
+        if damage == "stray":
+            bad = folder / "n_train_000999.bin"
+            bad.write_bytes(content)
+        out = run(tmp_path, "--name=n", "--verify", code=1)
+        assert f"data/n/{bad.name}: " in out and out.count("data/n/") == 1
+        bad.unlink(missing_ok=True)  # as the message says
+        run(tmp_path, *args)
+        assert contents(folder) == before
+    assert "manifest.json" in run(tmp_path, "--name=other", "--verify", code=1)
+
+
+# --------------------------------------------------------------------------------------- The Hub
+class StandIn(http.server.BaseHTTPRequestHandler):
+    """Speaks as much of the Hub's language as is needed, and plays a list of faults meanwhile."""
+
+    protocol_version = "HTTP/1.1"
+    commit = "c0ffee" + "0" * 34
+
+    def log_message(self, *args):
+        pass
+
+    def send(self, content, length=None, status=200, **headers):
+        self.send_response(status)
+        headers["Content-Length"] = len(content) if length is None else length
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), str(value))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def do_GET(self):
+        path = urllib.parse.unquote(self.path.split("?")[0])
+        faults = self.server.faults.get("files" if "/resolve/" in path else "api", [])
+        fault = faults.pop(0) if faults and self.command == "GET" else None
+        self.server.log.append((self.command, path, fault))
+        if fault in (429, 503):
+            return self.send(b"later", status=fault, Retry_After=0)
+        if fault == "close":
+            self.close_connection = True
+            return
+        if path.startswith("/api/datasets/"):
+            repo, _, tree = path.removeprefix("/api/datasets/").partition("/tree/")
+            answer = {"id": repo, "sha": self.commit}
+            if tree:
+                below = repo + tree.removeprefix(self.commit)
+                answer = [
+                    {
+                        "type": "file",
+                        "path": name.removeprefix(repo + "/"),
+                        "size": len(content),
+                        "oid": "0" * 40,
+                        "lfs": {
+                            "oid": hashlib.sha256(content).hexdigest(),
+                            "size": len(content),
+                            "pointerSize": 9,
+                        },
+                    }
+                    for name, content in HUB_FILES.items()
+                    if name.startswith(below)
+                ]
+            return self.send(json.dumps(answer).encode(), Content_Type="application/json")
+        name = path.removeprefix("/datasets/").replace(f"/resolve/{self.commit}", "")
+        if name not in HUB_FILES:
+            return self.send(b"", status=404)
+        content = HUB_FILES[name]
+        headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X_Repo_Commit": self.commit}
+        half = len(content) // 2
+        if fault == "drop":
+            self.close_connection = True
+            return self.send(content[:half], len(content), **headers)
+        if fault == "short":
+            return self.send(content[:half], **headers)
+        if fault == "long":
+            return self.send(content + b"more", **headers)
+        if fault == "other":
+            return self.send(b"\0" * len(content), **headers)
+        first = int(self.headers.get("Range", "bytes=0-")[6:].rstrip("-"))
+        if first:
+            headers["Content_Range"] = f"bytes {first}-{len(content) - 1}/{len(content)}"
+        self.send(content[first:], status=206 if first else 200, **headers)
+
+
+@pytest.fixture
+def hub():
+    """The address of a stand-in Hub, and its faults and log."""
+    pytest.importorskip("huggingface_hub")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), StandIn)
+    server.faults, server.log = {}, []
+    server.url = f"http://127.0.0.1:{server.server_port}"
+    HUB_FILES.clear()
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def fill_hub(tmp_path):
+    parts = [documents(seed) for seed in range(3)]
+    for i, docs in enumerate(parts):
+        write_source(tmp_path / "part.parquet", docs)
+        content = (tmp_path / "part.parquet").read_bytes()
+        HUB_FILES[f"HuggingFaceFW/fineweb-edu/sample/10BT/{i:03d}_00000.parquet"] = content
+        (tmp_path / f"sample/10BT/{i:03d}_00000.parquet").parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"sample/10BT/{i:03d}_00000.parquet").write_bytes(content)
+    HUB_FILES["HuggingFaceFW/fineweb-edu/README.md"] = b"not this one"
+    return sum(parts, [])
+
+
+def test_fineweb_edu_from_a_faulty_hub(tmp_path, encoding, hub):
+    docs = fill_hub(tmp_path)
+    hub.faults["api"] = ["close", 429, 503]
+    hub.faults["files"] = ["drop", "short", "long", 429, "other", "close", "drop", 503, "short"]
+    out = run(tmp_path, "--shard_size=7K", HF_ENDPOINT=hub.url)
+    manifest = check(tmp_path / "data/fineweb_edu", docs, encoding, 7000)  # downloads are deleted
+    assert not hub.faults["api"] and not hub.faults["files"] and "trying again" in out
+    assert manifest["revision"] == StandIn.commit
+    hub.log.clear()
+    run(tmp_path, "--shard_size=7K", HF_ENDPOINT=hub.url)
+    assert hub.log == []  # nothing left to ask for
+
+
+def test_downloads_are_deleted_on_the_way_unless_kept(tmp_path, encoding, hub):
+    fill_hub(tmp_path)
+    watch = """
+p.PIECES_AHEAD = 4
+real = p.ask_hub
+def ask_hub(what, action):
+    print("on disk", len(list(p.Path("data").rglob("*.parquet"))))
+    return real(what, action)
+p.ask_hub = ask_hub
+"""
+    out = run(tmp_path, "--shard_size=1K", "--name=a", setup=watch, HF_ENDPOINT=hub.url)
+    counts = [int(line.split()[-1]) for line in out.splitlines() if line.startswith("on disk")]
+    assert len(counts) == 5 and max(counts) == 1
+    run(tmp_path, "--shard_size=1K", "--name=b", "--keep", HF_ENDPOINT=hub.url)
+    assert len(list((tmp_path / "data/b").rglob("*.parquet"))) == 3
+    for name, content in contents(tmp_path / "data/a").items():
+        assert (tmp_path / "data/b" / name.replace("a_", "b_")).exists() and content
+
+
+def test_a_restart_keeps_to_the_revision_it_began_with(tmp_path, encoding, hub):
+    docs = fill_hub(tmp_path)
+    args = ["--shard_size=1K"]
+    run(tmp_path, *args, "--tokens=3K", HF_ENDPOINT=hub.url)
+    hub.log.clear()
+    run(tmp_path, *args, HF_ENDPOINT=hub.url)
+    assert hub.log and not any("/api/datasets" in path for _, path, _ in hub.log)
+    check(tmp_path / "data/fineweb_edu", docs, encoding, 1000)
+
+
+def test_pretokenized(tmp_path, hub):
+    tokens = np.random.default_rng(0).integers(0, 50257, (3, 5000)).astype(np.uint16)
+    names = ["fineweb_train_000001.bin", "fineweb_train_000002.bin", "fineweb_val_000000.bin"]
+    for name, part in zip(names, tokens):  # as modded-nanogpt and llm.c write them
+        header = np.zeros(256, dtype=np.int32)
+        header[0], header[1], header[2] = 20240520, 1, len(part)
+        HUB_FILES[f"kjj0/fineweb10B-gpt2/{name}"] = header.tobytes() + part.tobytes()
+    hub.faults["files"] = ["drop", "short", "other"]
+    run(tmp_path, "--pretokenized", "--tokens=101M", HF_ENDPOINT=hub.url)
+    folder = tmp_path / "data/fineweb"
+    found = contents(folder)
+    manifest = json.loads(found.pop("manifest.json"))
+    assert found == {name: HUB_FILES[f"kjj0/fineweb10B-gpt2/{name}"] for name in names}
+    assert [shard["file"] for shard in manifest["shards"]] == [names[2], *names[:2]]
+    assert manifest["documents"] == (tokens == EOT).sum()
+    assert "as manifest.json says" in run(tmp_path, "--name=fineweb", "--verify")
+    (folder / names[1]).unlink()
+    run(tmp_path, "--pretokenized", HF_ENDPOINT=hub.url)
+    assert contents(folder).keys() == {*names, "manifest.json"}
+
+    HUB_FILES[f"kjj0/fineweb10B-gpt2/{names[1]}"] = b"\0" * 3000
+    out = run(tmp_path, "--pretokenized", "--name=other", code=1, HF_ENDPOINT=hub.url)
+    assert f"{names[1]}: is not a whole shard" in out
+    assert not (tmp_path / f"data/other/{names[1].replace('fineweb', 'other')}").exists()
+
+
+def test_no_net(tmp_path, encoding):
+    pytest.importorskip("huggingface_hub")
+    few = "p.WAITS = (0.01,)"
+    out = run(tmp_path, setup=few, code=1, HF_ENDPOINT="http://127.0.0.1:9")
+    assert "HuggingFaceFW/fineweb-edu: " in out and "trying again in 0.01 s" in out
+
+
+def test_a_missing_repository_is_not_asked_for_again(tmp_path, encoding, hub):
+    out = run(tmp_path, code=1, HF_ENDPOINT=hub.url)
+    assert "has no" in out and "HuggingFaceFW/fineweb-edu" in out
+
+
+def test_hellaswag(tmp_path, encoding):
+    write_source(tmp_path / "a.jsonl", documents())
+    args = ["--source=a.jsonl", "--name=n", "--shard_size=1K"]
+    url = f"p.HELLASWAG_URL = {(tmp_path / 'h.jsonl').as_uri()!r}\np.HELLASWAG_QUESTIONS = 3"
+    path = tmp_path / "data/hellaswag/hellaswag_val.jsonl"
+    assert run(tmp_path, *args).count("going on without HellaSwag") == 1
+    content = b'{"endings": []}\n' * 3
+    for bad in (content[:-17], b"<html>", content + b"\n{}"):
+        (tmp_path / "h.jsonl").write_bytes(bad)
+        assert "going on without HellaSwag" in run(tmp_path, *args, setup=url)
+        assert not path.exists()
+    (tmp_path / "h.jsonl").write_bytes(content)
+    assert "going on" not in run(tmp_path, *args, setup=url)
+    assert path.read_bytes() == content
+
+
+# ------------------------------------------------------------------------------------- Bad input
+BAD_SOURCES = {
+    "gone.jsonl": (None, "No such file"),
+    "a.csv": (b"a", "must be a .parquet, .jsonl"),
+    "json.jsonl": (b'{"text": "a"}\n\n{"text": "b"\n', "line 3 "),
+    "key.jsonl": (b'{"text": "a"}\n{"body": "b"}\n', "line 2 "),
+    "list.jsonl": (b'{"text": "a"}\n[1]\n', "line 2 "),
+    "null.jsonl": (b'{"text": "a"}\n{"text": null}\n', 'the "text" of document 2 is None'),
+    "latin.jsonl": (b'{"text": "a"}\n{"text": "\xe9"}\n', "line 2 "),
+    "half.jsonl.gz": (gzip.compress(b'{"text": "abcdefg"}\n' * 999)[:-20], "end-of-stream"),
+    "not.jsonl.gz": (b"no gzip", "Not a gzipped file"),
+    "latin.txt": (b"caf\xe9", "utf-8"),
+    "broken.parquet": (b"PAR1 and so on", "arquet"),
+    "empty.jsonl": (b"", "nothing is left to train on"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_SOURCES)
+def test_bad_sources(tmp_path, encoding, name):
+    content, message = BAD_SOURCES[name]
+    if name.endswith(".parquet"):
+        pytest.importorskip("pyarrow")
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    out = run(tmp_path, f"--source={name}", "--name=n", code=1)
+    *_, last = out.strip().splitlines()
+    assert message in last and (name in last or "empty" in name)
+    assert not list(tmp_path.rglob("data/n/*.bin*"))
+
+
+def test_bad_parquet(tmp_path, encoding):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pq.write_table(pa.table({"id": [1], "body": ["x"]}), tmp_path / "column.parquet")
+    pq.write_table(pa.table({"text": ["x", None]}), tmp_path / "null.parquet")
+    pq.write_table(pa.table({"text": [1, 2]}), tmp_path / "number.parquet")
+    write_source(tmp_path / "damaged.parquet", documents())
+    content = bytearray((tmp_path / "damaged.parquet").read_bytes())
+    content[100:4000] = b"\xff" * 3900
+    (tmp_path / "damaged.parquet").write_bytes(content)
+    for name, message in {
+        "column": 'column.parquet: has no column "text", but id, body',
+        "null": 'null.parquet: the "text" of document 2 is None',
+        "number": 'number.parquet: the "text" of document 1 is 1',
+        "damaged": "damaged.parquet: ",
+    }.items():
+        assert message in run(tmp_path, f"--source={name}.parquet", f"--name={name}", code=1)
+
+
+def test_a_broken_line_leaves_the_shards_before_it(tmp_path, encoding):
+    """And when it is mended, the rest follows."""
+    docs = [words(np.random.default_rng(i), 300) for i in range(200)]
+    write_source(tmp_path / "a.jsonl", docs)
+    good = (tmp_path / "a.jsonl").read_bytes()
+    (tmp_path / "a.jsonl").write_bytes(good[:-3] + b"  \n")  # of the same size
+    args = ["--source=a.jsonl", "--name=n", "--shard_size=1K"]
+    assert "a.jsonl: line 200 is not" in run(tmp_path, *args, code=1)
+    shards = {p.name: p.read_bytes() for p in (tmp_path / "data/n").glob("*.bin*")}
+    assert len(shards) > 1 and "are as manifest.json says" in run(tmp_path, "--name=n", "--verify")
+    (tmp_path / "a.jsonl").write_bytes(good)
+    run(tmp_path, *args)
+    check(tmp_path / "data/n", docs, encoding, 1000)
+    assert shards.items() <= contents(tmp_path / "data/n").items()
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (["--tokns=3"], "--tokns=3: unknown, did you mean --tokens?"),
+        (["stray"], "stray: unknown"),
+        (["--source=a.txt", "--name=n", "--sed=3"], "--sed=3: unknown, did you mean --seed?"),
+        (["--tokens=1X"], "--tokens: invalid number value: '1X'"),
+        (["--tokens=0"], "--tokens"),
+        (["--shard_size=3G"], "--shard_size"),
+        (["--shard_size=3B"], "--shard_size"),
+        (["--tokens=100M"], "--tokens=100000000: must exceed"),
+        (["--seed=-1"], "--seed=-1"),
+        (["--source=a.txt"], "--name=NAME"),
+        (["--source=a.txt", "--pretokenized"], "exclude each other"),
+        (["--pretokenized", "--shard_size=5M"], "--pretokenized has shards"),
+        (["--name=a/b"], "--name=a/b"),
+        (["--name=.."], "--name=.."),
+    ],
+)
+def test_bad_options(tmp_path, args, message):
+    out = run(tmp_path, *args, code=2)
+    assert message in out and out.count("\n") == 1
+    assert not (tmp_path / "data").exists()
+
+
+def test_packages_that_are_missing(tmp_path, encoding):
+    """Are named; .jsonl and .txt need none of them."""
+    none = "sys.modules.update(dict.fromkeys(('pyarrow', 'pyarrow.parquet', 'huggingface_hub')))"
+    assert "pip install huggingface_hub" in run(tmp_path, setup=none, code=1)
+    (tmp_path / "a.parquet").write_bytes(b"")
+    out = run(tmp_path, "--source=a.parquet", "--name=n", setup=none, code=1)
+    assert "pip install pyarrow" in out
+    write_source(tmp_path / "a.jsonl", documents())
+    run(tmp_path, "--source=a.jsonl", "--name=m", "--shard_size=1K", setup=none)
+
+
+def test_no_encoding(tmp_path):
+    write_source(tmp_path / "a.jsonl", ["x"])
+    away = "import tiktoken\ntiktoken.get_encoding = lambda name: 1 / 0"
+    out = run(tmp_path, "--source=a.jsonl", "--name=n", setup=away, code=1)
+    assert "cannot download GPT-2's tokenizer" in out
+
+
+def test_no_space(tmp_path, encoding):
+    """Asked for before the start, and missing in the middle: finished shards stay, all goes on."""
+    docs = documents()
+    write_source(tmp_path / "a.jsonl", docs)
+    args = ["--source=a.jsonl", "--name=n", "--shard_size=1K"]
+    little = "import collections, shutil\nshutil.disk_usage = lambda path: p.argparse.Namespace("
+    out = run(tmp_path, *args, setup=little + "free=99)", code=1)
+    assert "data/n: needs about 0.0 GB" in out and "--tokens=N" in out
+    assert not list((tmp_path / "data/n").glob("*.bin*"))
+
+    full = """
+import errno, io
+class Full(io.FileIO):
+    written = 0
+    def write(self, content):
+        Full.written += len(content)
+        if Full.written > 20_000:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(content)
+p.open = lambda path, mode: io.BufferedWriter(Full(path, "w")) if mode == "wb" else open(path, mode)
+"""
+    out = run(tmp_path, *args, setup=full, code=1)
+    *_, last = out.strip().splitlines()
+    assert "data/n/" in last and "No space left on device. Finished shards are intact" in last
+    assert "are as manifest.json says" in run(tmp_path, "--name=n", "--verify")
+    names = contents(tmp_path / "data/n").keys()
+    assert 3 < len(names) < 12 and not any("tmp" in name for name in names)
+    run(tmp_path, *args)
+    check(tmp_path / "data/n", docs, encoding, 1000)
+
+
+def test_shards_of_others_are_not_overwritten(tmp_path, encoding):
+    write_source(tmp_path / "a.jsonl", documents())
+    (tmp_path / "data/n").mkdir(parents=True)
+    (tmp_path / "data/n/n_val_000000.bin").write_bytes(b"mine")
+    out = run(tmp_path, "--source=a.jsonl", "--name=n", "--shard_size=1K", code=1)
+    assert "data/n: has shards, but no manifest.json" in out
+    assert contents(tmp_path / "data/n") == {"n_val_000000.bin": b"mine"}
+
+
+def test_unreadable(tmp_path, encoding):
+    write_source(tmp_path / "a.jsonl", documents())
+    (tmp_path / "folder.txt").mkdir()
+    assert "folder.txt: " in run(tmp_path, "--source=folder.txt", "--name=n", code=1)
+    (tmp_path / "data").write_bytes(b"")
+    out = run(tmp_path, "--source=a.jsonl", "--name=n", "--shard_size=1K", code=1)
+    assert "data/n" in out and "irectory" in out
