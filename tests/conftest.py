@@ -15,7 +15,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
+
+# One thread each: models this small gain nothing from more, and lose where the cores are busy
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 
