@@ -1,68 +1,12 @@
 """
-Step 4 of 5: GPT-2 for real, from a laptop to eight GPUs and several nodes.
+Step 5 of 5, in the making: the long context.
 
-The model of gpt_char.py is GPT-2's already; it only has to grow. What this file adds is what
-surrounds a large model: tokens of several characters, read from files larger than memory in an
-order that depends on nothing but the seed; batches larger than a GPU's memory, made of
-micro-batches; half precision and compilation; several GPUs that average their gradients;
-benchmarks; OpenAI's weights in and out; and sampling that does not compute anything twice.
+    python sparse_gpt.py                              on a laptop: 1024 bytes of Shakespeare
+    torchrun --nproc_per_node=8 sparse_gpt.py         on 8 GPUs: FineWeb-Edu, 8192 tokens at a time
 
-    python gpt2_train.py                           on a laptop: a small model, bytes of Shakespeare
-    torchrun --nproc_per_node=8 gpt2_train.py      on 8 GPUs: GPT-2 (124M) on FineWeb-Edu
-    torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=HOST:29500 \
-        gpt2_train.py                              on 2 nodes that share the folder out_dir
-    python gpt2_train.py --max_iters=0 --prompt="Hello, I'm a language model," --num_samples=4
-                                                   only sample from the best checkpoint
-    python gpt2_train.py --init_from=gpt2 --data_dir=data/shakespeare/gpt2 --out_dir=out/tuned \
-        --learning_rate=1e-4 --max_iters=20        fine-tune OpenAI's weights
-    python gpt2_train.py --max_iters=0 --export_dir=out/hf    for HuggingFace's transformers
-
-The same command goes on where an interrupted run ended, also on another number of GPUs.
-Expect on two cores of an Intel Xeon a final val loss of about 1.49 (gpt_char.py: 1.50) after three
-and a quarter minutes. On GPUs its speed and loss are not measured yet.
-
-Diff against gpt_char.py
-Data
-+ open_shard, paths, shards, vocab_sizes: files of tokens, checked, read from the disk on use
-+ tokenizer: GPT-2's, or none where tokens are bytes
-~ encode, decode, vocab_size: go by it
-- input_file, chars, stoi, unknown, data, n, train_data, val_data: no text, no split any more
-+ count_windows, window_ends, read_windows, shuffled_windows: all sequences, and their order
-~ get_batch: takes the next ones of that order
-~ data_dir: a folder of shards
-Model
-+ sizes, given: GPT-2's and GPT-3's by name
-~ model, n_layer, n_head, n_embd, block_size, dropout: a name gives the size
-~ GPT: vocabulary padded to a multiple of 128, float16 as well, positions after a cache
-~ CausalSelfAttention: may keep keys and values in a cache
-~ MLP: GELU in the approximation with which GPT-2 was trained
-Training
-+ total_batch_size, per_process, unit, accumulation: many sequences in a step, a few at a time
-+ float16, scaler: half precision for GPUs without bfloat16
-+ compile, compiled, wrapped: the model compiled, and distributed
-+ rank, world_size, device_type, log, add_up: processes under torchrun
-~ device: of each process
-+ seconds, stops: time in training, whether to end
-- start: of all of it
-~ request_stop: also on SIGTERM, which schedulers send
-+ append_to_log, peaks, gpu, peak, flops: what every step's line says, also in log.csv
-~ batch_size, max_iters, eval_interval, learning_rate, warmup_iters, momentum, beta2: a large preset
-Evaluation
-+ eval_tokens: on how much
-- eval_iters: the same in batches
-~ estimate_loss: shared out over the processes
-+ hellaswag, hellaswag_file, hellaswag_accuracy: a benchmark of common sense
-Checkpoints
-~ save_checkpoint, load_checkpoint, out_dir: hold the scaler, too; any file can be loaded
-+ keep_every: some are kept for good
-~ init_from: can be OpenAI's weights or a checkpoint
-+ goes_on: whether to continue a run
-+ pretrained, TRANSPOSED, import_weights, export_dir, export_weights: to and from transformers
-Sampling
-~ generate: every key and value is computed once
-~ prompt, max_new_tokens: shorter, of tokens
-+ num_samples: several at a time
-- idx, sample, final_val_loss: the loss is that of the best checkpoint
+Diff against gpt2_train.py
+~ block_size, total_batch_size, max_iters: 8 times the context, in fewer and larger steps
+~ out_dir: a folder of its own
 """
 
 import csv
@@ -90,7 +34,7 @@ from torch.nn.parallel import DistributedDataParallel
 # torchrun tells each process its number on this node: every process takes its own GPU
 device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
 data_dir = "data/shakespeare/bytes" if device == "cpu" else "data/fineweb_edu"  # token shards
-out_dir = "out/gpt2_train"  # folder of the checkpoints and of log.csv
+out_dir = "out/sparse_gpt"  # folder of the checkpoints and of log.csv
 export_dir = ""  # if given, the model is written there in the format of HuggingFace's transformers
 init_from = "resume"  # or "scratch", or OpenAI's weights: "gpt2", "gpt2-medium", ...
 cpu_features = getattr(torch.cpu, "get_capabilities", dict)()
@@ -103,11 +47,11 @@ model = "char" if device == "cpu" else "gpt2"  # a name in sizes, below
 n_layer = 0  # blocks; 0: as model says
 n_head = 0  # heads of attention, each of n_embd / n_head channels; 0: as model says
 n_embd = 0  # C: numbers that describe one position; 0: as model says
-block_size = 128 if device == "cpu" else 1024  # T: tokens in a sequence
+block_size = 1024 if device == "cpu" else 8192  # T: tokens in a sequence
 dropout = 0.0  # share of activations set to 0 while training
-total_batch_size = 1536 if device == "cpu" else 524_288  # tokens in a step of all processes
+total_batch_size = 4096 if device == "cpu" else 524_288  # tokens in a step of all processes
 batch_size = 0  # B: sequences that a process computes at a time; 0: what fits the memory
-max_iters = 3600 if device == "cpu" else 19_073  # training steps; 0 only samples
+max_iters = 2000 if device == "cpu" else 19_073  # training steps; 0 only samples
 eval_interval = 250  # steps from one evaluation, and checkpoint, to the next
 eval_tokens = 10_485_760  # tokens of validation data in an evaluation
 hellaswag = device != "cpu"  # evaluate on HellaSwag, too, if data/hellaswag is there
