@@ -1,10 +1,14 @@
 """
-Step 5 of 5, in the making: the long context.
+Step 5 of 5, in the making: the matrix of positions.
 
     python sparse_gpt.py                              on a laptop: 1024 bytes of Shakespeare
     torchrun --nproc_per_node=8 sparse_gpt.py         on 8 GPUs: FineWeb-Edu, 8192 tokens at a time
 
 Diff against gpt2_train.py
++ stride: rows of a matrix of positions
++ position_dims: a position may be embedded as a row and a column
+~ GPT: position embeddings of one or two dimensions
+~ load_checkpoint: a checkpoint of another pattern does not fit
 ~ block_size, total_batch_size, max_iters: 8 times the context, in fewer and larger steps
 ~ out_dir: a folder of its own
 """
@@ -48,6 +52,8 @@ n_layer = 0  # blocks; 0: as model says
 n_head = 0  # heads of attention, each of n_embd / n_head channels; 0: as model says
 n_embd = 0  # C: numbers that describe one position; 0: as model says
 block_size = 1024 if device == "cpu" else 8192  # T: tokens in a sequence
+stride = 32 if device == "cpu" else 128  # l: positions in a row of the matrix; best near sqrt(T)
+position_dims = 1  # embeddings of a position: 1, or 2: of its row and of its column
 dropout = 0.0  # share of activations set to 0 while training
 total_batch_size = 4096 if device == "cpu" else 524_288  # tokens in a step of all processes
 batch_size = 0  # B: sequences that a process computes at a time; 0: what fits the memory
@@ -179,6 +185,15 @@ def add_up(*numbers):
     if world_size > 1:
         dist.all_reduce(sums)
     return sums.tolist()
+
+
+# -------------------------------------------------------------------------------------- Pattern
+if position_dims > 2:
+    sys.exit(f"--position_dims={position_dims}: must be 1 or 2")
+if position_dims == 2 and stride > block_size:
+    sys.exit(f"--stride={stride}: must be at most --block_size={block_size}")
+if position_dims == 2 and (pretrained or export_dir):
+    sys.exit("GPT-2 has --position_dims=1: nothing else goes to or from transformers")
 
 
 # ----------------------------------------------------------------------------------------- Data
@@ -374,6 +389,8 @@ class GPT(nn.Module):
         # A multiple of 128 rows suits the hardware; those beyond vocab_size are never used
         self.wte = nn.Embedding(math.ceil(vocab_size / 128) * 128, n_embd)  # what the token is
         self.wpe = nn.Embedding(block_size, n_embd)  # where it stands
+        if position_dims == 2:  # the columns, then the rows
+            self.wpe = nn.Embedding(stride + math.ceil(block_size / stride), n_embd)
         self.drop = nn.Dropout(dropout)
         self.h = nn.ModuleList([Block() for _ in range(n_layer)])
         self.ln_f = nn.LayerNorm(n_embd)
@@ -397,7 +414,11 @@ class GPT(nn.Module):
         with torch.autocast(torch.device(device).type, half, enabled=bfloat16 or float16):
             past = self.h[0].attn.cache[0].shape[2] if self.h[0].attn.cache else 0
             positions = torch.arange(past, past + idx.shape[1], device=idx.device)
-            x = self.wte(idx) + self.wpe(positions)  # (B, T, C)
+            if position_dims == 2:
+                where = self.wpe(positions % stride) + self.wpe(stride + positions // stride)
+            else:
+                where = self.wpe(positions)
+            x = self.wte(idx) + where  # (B, T, C)
             x = self.drop(x)
             for block in self.h:
                 x = block(x)
@@ -549,9 +570,10 @@ def load_checkpoint(path, training=True):
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         shape = ("n_layer", "n_head", "n_embd", "block_size")
+        shape += ("stride", "position_dims")
         for name in (*shape, "optimizer") if training else shape:
-            if checkpoint["config"][name] != config[name]:
-                raise ValueError(f"was made with --{name}={checkpoint['config'][name]}")
+            if checkpoint["config"].get(name) != config[name]:
+                raise ValueError(f"was made with --{name}={checkpoint['config'].get(name)}")
         if checkpoint["vocab_size"] != vocab_size:
             raise ValueError(f"knows {checkpoint['vocab_size']} different tokens, not {vocab_size}")
         model.load_state_dict(checkpoint["model"])
