@@ -1,12 +1,16 @@
 """
-Step 5 of 5, in the making: the matrix of positions.
+Step 5 of 5, in the making: the patterns, as a mask.
 
     python sparse_gpt.py                              on a laptop: 1024 bytes of Shakespeare
     torchrun --nproc_per_node=8 sparse_gpt.py         on 8 GPUs: FineWeb-Edu, 8192 tokens at a time
 
 Diff against gpt2_train.py
-+ stride: rows of a matrix of positions
++ pattern, stride, summary: which of the earlier positions are seen
 + position_dims: a position may be embedded as a row and a column
++ show_pattern: a drawing of the pattern
++ sees: the definition of the patterns
++ attend: attention with a mask made of it
+~ CausalSelfAttention: half of the heads take one hop, half the other
 ~ GPT: position embeddings of one or two dimensions
 ~ load_checkpoint: a checkpoint of another pattern does not fit
 ~ block_size, total_batch_size, max_iters: 8 times the context, in fewer and larger steps
@@ -52,8 +56,11 @@ n_layer = 0  # blocks; 0: as model says
 n_head = 0  # heads of attention, each of n_embd / n_head channels; 0: as model says
 n_embd = 0  # C: numbers that describe one position; 0: as model says
 block_size = 1024 if device == "cpu" else 8192  # T: tokens in a sequence
+pattern = "fixed"  # who sees whom: "fixed" or "strided" (Child et al. 2019), or "dense": all
 stride = 32 if device == "cpu" else 128  # l: positions in a row of the matrix; best near sqrt(T)
-position_dims = 1  # embeddings of a position: 1, or 2: of its row and of its column
+summary = 4 if device == "cpu" else 8  # c: columns of it that all later rows see, where fixed
+position_dims = 0  # embeddings of a position: 1, or 2: of its row and column; 0: 1 if dense, or 2
+show_pattern = False  # only draw what one position sees
 dropout = 0.0  # share of activations set to 0 while training
 total_batch_size = 4096 if device == "cpu" else 524_288  # tokens in a step of all processes
 batch_size = 0  # B: sequences that a process computes at a time; 0: what fits the memory
@@ -188,12 +195,44 @@ def add_up(*numbers):
 
 
 # -------------------------------------------------------------------------------------- Pattern
+if pattern not in ("fixed", "strided", "dense"):
+    sys.exit(f"--pattern={pattern}: must be fixed, strided or dense")
 if position_dims > 2:
-    sys.exit(f"--position_dims={position_dims}: must be 1 or 2")
-if position_dims == 2 and stride > block_size:
+    sys.exit(f"--position_dims={position_dims}: must be 1 or 2, or 0 to go by --pattern")
+position_dims = position_dims or (1 if pattern == "dense" or pretrained else 2)
+config.update(position_dims=position_dims)
+if (pattern != "dense" or position_dims == 2) and stride > block_size:
     sys.exit(f"--stride={stride}: must be at most --block_size={block_size}")
-if position_dims == 2 and (pretrained or export_dir):
-    sys.exit("GPT-2 has --position_dims=1: nothing else goes to or from transformers")
+if pattern == "fixed" and summary > stride:
+    sys.exit(f"--summary={summary}: must be at most --stride={stride}")
+if pattern != "dense" and n_head % 2 != 0:
+    sys.exit(f"--n_head={n_head}: must be even to be shared by two hops")
+if position_dims == 2 and pretrained or (pattern, position_dims) != ("dense", 1) and export_dir:
+    sys.exit("GPT-2 is dense, with --position_dims=1: nothing else goes to or from transformers")
+
+
+def sees(hop, i, j):
+    """Whether position i attends to position j in a hop: A1 or A2 of Child et al. 2019, sec. 4.3.
+
+    Read the positions as a matrix with rows of length l (stride). One hop follows the rows, the
+    other the columns: hop 1, then hop 2 carry information from any position to any later one.
+    """
+    if pattern == "strided":  # the l positions before, and up the column
+        near = i - j <= stride if hop == 1 else (i - j) % stride == 0
+    elif pattern == "fixed":  # the row, and the last c columns, which learn to summarise each row
+        near = i // stride == j // stride if hop == 1 else j % stride >= stride - summary
+    else:
+        near = True
+    return (0 <= j) & (j <= i) & near
+
+
+if show_pattern:
+    at = min(block_size // stride * 3 // 4 * stride + stride // 2, block_size - 1)
+    log(f"What position {at}, the @, sees: 1 in hop 1, 2 in hop 2, 3 in both, . in two hops")
+    j = torch.arange(at + 1)
+    marks = "".join(".123"[mark] for mark in (sees(1, at, j) + 2 * sees(2, at, j))[:-1]) + "@"
+    log("\n".join(marks[row : row + stride] for row in range(0, at + 1, stride)))
+    sys.exit()
 
 
 # ----------------------------------------------------------------------------------------- Data
@@ -320,14 +359,33 @@ for name in ("dropout", "momentum", "beta1", "beta2"):
         sys.exit(f"--{name}={config[name]}: must be below 1")
 
 
+def attend(q, k, v, hop, dropout_p):
+    """Attention of every position i to the positions j with sees(hop, i, j) only.
+
+    q: (B, nh, T, hs), k and v: the same or, where q is of the last position alone, those of all
+    positions. Returns the shape of q. All scores are still computed, and most thrown away.
+    """
+    B, nh, T, hs = q.shape
+    if T < k.shape[2]:  # a step of sampling
+        seen = sees(hop, k.shape[2] - 1, torch.arange(k.shape[2], device=k.device))
+        weights = (q @ k[:, :, seen].mT / math.sqrt(hs)).softmax(dim=-1)
+        return weights @ v[:, :, seen]
+    sdpa = functools.partial(F.scaled_dot_product_attention, dropout_p=dropout_p)
+    i = torch.arange(T, device=q.device)
+    mask = sees(hop, i[:, None], i)
+    some = mask.any(dim=1, keepdim=True)  # the first positions may see nothing: they get 0
+    return sdpa(q, k, v, attn_mask=mask | ~some) * some
+
+
 class CausalSelfAttention(nn.Module):
-    """All heads of causal self-attention at once: the same function as MultiHeadAttention."""
+    """All heads of causal self-attention at once, shared out over the hops."""
 
     def __init__(self):
         super().__init__()
         self.c_attn = nn.Linear(n_embd, 3 * n_embd)  # query, key and value of all heads
         self.c_proj = nn.Linear(n_embd, n_embd)  # mixes what the heads found
         self.cache = None  # while sampling: [] or [k, v] of all earlier positions
+        self.hops = (1, 2)  # of the heads: one half takes hop 1, the other hop 2
 
     def forward(self, x):
         """x: (B, T, C). Returns (B, T, C)."""
@@ -345,7 +403,11 @@ class CausalSelfAttention(nn.Module):
         with torch.autocast("cpu", enabled=False):
             # The kernel does what Head did, block by block: no (T, T) matrix is ever stored
             p = dropout if self.training else 0.0
-            y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=causal)
+            if pattern == "dense":
+                y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=causal)
+            else:
+                shares = zip(self.hops, *(x.chunk(len(self.hops), dim=1) for x in (q, k, v)))
+                y = torch.cat([attend(*qkv, hop, p) for hop, *qkv in shares], dim=1)
         return self.c_proj(y.transpose(1, 2).reshape(B, T, C))
 
 
@@ -570,7 +632,7 @@ def load_checkpoint(path, training=True):
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         shape = ("n_layer", "n_head", "n_embd", "block_size")
-        shape += ("stride", "position_dims")
+        shape += ("pattern", "stride", "summary", "position_dims")
         for name in (*shape, "optimizer") if training else shape:
             if checkpoint["config"].get(name) != config[name]:
                 raise ValueError(f"was made with --{name}={checkpoint['config'].get(name)}")
