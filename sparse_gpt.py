@@ -1,5 +1,5 @@
 """
-Step 5 of 5, in the making: the patterns, as a mask.
+Step 5 of 5, in the making: the fixed pattern.
 
     python sparse_gpt.py                              on a laptop: 1024 bytes of Shakespeare
     torchrun --nproc_per_node=8 sparse_gpt.py         on 8 GPUs: FineWeb-Edu, 8192 tokens at a time
@@ -9,10 +9,12 @@ Diff against gpt2_train.py
 + position_dims: a position may be embedded as a row and a column
 + show_pattern: a drawing of the pattern
 + sees: the definition of the patterns
-+ attend: attention with a mask made of it
++ attend: attention that computes little else
 ~ CausalSelfAttention: half of the heads take one hop, half the other
 ~ GPT: position embeddings of one or two dimensions
 ~ load_checkpoint: a checkpoint of another pattern does not fit
++ rows, keys: how many keys count for a query
+~ flops: goes by them
 ~ block_size, total_batch_size, max_iters: 8 times the context, in fewer and larger steps
 ~ out_dir: a folder of its own
 """
@@ -362,8 +364,9 @@ for name in ("dropout", "momentum", "beta1", "beta2"):
 def attend(q, k, v, hop, dropout_p):
     """Attention of every position i to the positions j with sees(hop, i, j) only.
 
-    q: (B, nh, T, hs), k and v: the same or, where q is of the last position alone, those of all
-    positions. Returns the shape of q. All scores are still computed, and most thrown away.
+    Few other scores are ever computed: the positions are laid out so that those that see each
+    other form small dense blocks. q: (B, nh, T, hs), k and v: the same or, where q is of the last
+    position alone, those of all positions. Returns the shape of q.
     """
     B, nh, T, hs = q.shape
     if T < k.shape[2]:  # a step of sampling
@@ -371,10 +374,28 @@ def attend(q, k, v, hop, dropout_p):
         weights = (q @ k[:, :, seen].mT / math.sqrt(hs)).softmax(dim=-1)
         return weights @ v[:, :, seen]
     sdpa = functools.partial(F.scaled_dot_product_attention, dropout_p=dropout_p)
-    i = torch.arange(T, device=q.device)
-    mask = sees(hop, i[:, None], i)
-    some = mask.any(dim=1, keepdim=True)  # the first positions may see nothing: they get 0
-    return sdpa(q, k, v, attn_mask=mask | ~some) * some
+    if pattern == "strided":
+        i = torch.arange(T, device=q.device)
+        return sdpa(q, k, v, attn_mask=sees(hop, i[:, None], i))
+    # The matrix of positions; what fills its last row comes too late for any position to see it
+    if T % stride:
+        q, k, v = (F.pad(x, (0, 0, 0, -T % stride)) for x in (q, k, v))
+    q, k, v = (x.reshape(B * nh, -1, stride, hs) for x in (q, k, v))
+    i = torch.arange(q.shape[1] * stride, device=q.device).view(-1, stride)
+    if hop == 1:  # every row for itself
+        y = sdpa(q, k, v, is_causal=True)
+    else:  # all positions on the last columns
+        q, k, v = (x.reshape(B, nh, -1, hs) for x in (q, k[:, :, -summary:], v[:, :, -summary:]))
+        i, j, first = i.flatten(), i[:, -summary:].flatten(), stride - summary
+        y = [torch.zeros_like(q[:, :, :first])]  # the first positions see nothing
+        for part in q[:, :, first:].chunk(4, dim=2):  # the early ones need few of the keys
+            end = first + part.shape[2]
+            n = math.ceil(end / stride) * summary
+            mask = sees(2, i[first:end, None], j[:n])
+            y.append(sdpa(part, k[:, :, :n], v[:, :, :n], attn_mask=mask))
+            first = end
+        y = torch.cat(y, dim=2)
+    return y.reshape(B, nh, -1, hs)[:, :, :T]
 
 
 class CausalSelfAttention(nn.Module):
@@ -739,8 +760,11 @@ peaks = {  # dense half-precision FLOP/s from the data sheets, by a part of the 
 }
 gpu = torch.cuda.get_device_name(device) if device_type == "cuda" else ""
 peak = world_size * next((flops for name, flops in peaks.items() if name in gpu), math.nan)
-# 6 per parameter (Kaplan et al. 2020, section 2.1) and 12 * T per channel and layer in attention
-flops = total_batch_size * (6 * n_params + 12 * n_layer * n_embd * block_size)  # of a step
+# 6 per parameter (Kaplan et al. 2020, section 2.1) and 12 * T per channel and layer in attention,
+# though a position sees but T / 2 others on average: so twice the mean of both hops if sparse
+rows = block_size / stride
+keys = {"fixed": (stride + rows * summary) / 2}.get(pattern, block_size)
+flops = total_batch_size * (6 * n_params + 12 * n_layer * n_embd * keys)  # of a step
 seconds = 0.0  # of training, without evaluation and checkpoints
 stops = 0  # how many processes were asked to stop
 if max_iters > 0:
