@@ -1,0 +1,611 @@
+"""
+The README's numbers, measured side by side with those of other repositories.
+
+    python tests/bench.py char              gpt_char.py: loss against time, time per step
+    python tests/bench.py train             gpt2_train.py: speed, memory, Muon, sampling
+    python tests/bench.py sparse            sparse_gpt.py: sparse attention against dense
+    python tests/bench.py ladder            every script without arguments
+    python tests/bench.py data              prepare_fineweb.py, and the loader of gpt2_train.py
+    python tests/bench.py all --peers=DIR   everything: on two cores some hours
+
+DIR holds your own clones of nanoGPT, build-nanogpt and ng-video-lecture; nothing is written there,
+and what is missing is left out. --data=FOLDER takes other tokens of GPT-2 than Shakespeare's.
+--quick does very little of everything, to try it out. On a GPU the presets are those for GPUs.
+
+Things to compare run in turn, A B A B ..., each in a process of its own. A table has the median
+of --rounds rounds (smallest - largest) and the ratio to the first row: the median of the ratios
+within the rounds. It goes to out/bench/PART.md and, with every single value, to PART.json there.
+Seconds of training are those between optimizer steps: no imports, compilation, first evaluation.
+Memory is what was allocated on the GPU at most; without one, the largest resident set.
+"""
+
+import argparse
+import json
+import math
+import multiprocessing
+import os
+import pickle
+import platform
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import types
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+
+if sys.argv[1:2] != ["--pool"]:  # its memory is measured, too
+    import torch
+    from torch.optim.optimizer import register_optimizer_step_post_hook
+
+ROOT = Path(__file__).resolve().parents[1]
+OUT = ROOT / "out/bench"
+WORK = OUT / "work"  # where the scripts run: see make_work
+
+
+# ------------------------------------------------- What happens in the process that is measured
+def child(job):
+    """Run job["script"], changed by job["edits"] (pattern: new text), and measure its pieces."""
+    path, stamps = Path(job["script"]), {}  # when each step of each optimizer ended
+    source = path.read_text(encoding="utf-8")
+    for pattern, new in job["edits"].items():
+        source, count = re.subn(pattern, lambda _: new, source, flags=re.M)
+        if count == 0:
+            sys.exit(f"{path} is not the version known here: it has no {pattern}")
+    module = sys.modules["__main__"] = types.ModuleType("__main__")  # what pickle looks at
+    g, sys.argv, sys.path[0] = module.__dict__, [str(path), *job["flags"]], str(path.parent)
+    g["__file__"] = str(path)
+
+    def stamp(optimizer, *_):
+        stamps.setdefault(id(optimizer), []).append(time.perf_counter())
+
+    register_optimizer_step_post_hook(stamp)
+    exec(compile(source, str(path), "exec"), g)
+    result = {}
+    if torch.cuda.is_available():
+        result["peak MiB"] = torch.cuda.max_memory_allocated() / 2**20
+    elif Path("/proc/self/status").exists():
+        status = Path("/proc/self/status").read_text()
+        result["peak MiB"] = int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 2**10
+    ends = next(iter(stamps.values()), [])
+    if len(ends) > 1:
+        seconds = statistics.median(np.diff(ends))
+        result["ms per step"] = 1000 * seconds
+        result["tokens/s"] = job.get("tokens_per_step", math.nan) / seconds
+        result["train s"] = (ends[-1] - ends[0]) * len(ends) / (len(ends) - 1)
+        result["steps"] = len(ends)
+        if math.isfinite(g.get("peak", math.nan)):
+            result["mfu %"] = 100 * g["flops"] / seconds / g["peak"]
+    for name in ("loss", "split", "sample", "load", "attention"):
+        if name in job:
+            result |= globals()["measure_" + name](g, *job[name])
+    return result
+
+
+def now():
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def measure_loss(g):
+    """The loss over the whole last tenth of the text, by the same code for every model."""
+    tokens = torch.from_numpy(np.fromfile("data/char/val.bin", "<u2").astype(int)).to(g["device"])
+    end, total, model = (len(tokens) - 1) // g["block_size"] * g["block_size"], 0.0, g["model"]
+    x, y = (t.view(-1, g["block_size"]).split(32) for t in (tokens[:end], tokens[1 : end + 1]))
+    model.eval()
+    with torch.no_grad(), g.get("ctx", nullcontext()):
+        for xb, yb in zip(x, y):
+            total += model(xb, yb)[1].item() * xb.numel()
+    return {"val loss": total / end}
+
+
+def measure_split(g, steps, *batch):
+    """The parts of a training step in milliseconds, medians over some steps."""
+    model, optimizers = g["model"].train(), g.get("optimizers") or [g["optimizer"]]
+    times = []
+    for _ in range(steps):
+        times.append([now()])
+        x, y = g["get_batch"](*batch)
+        times[-1].append(now())
+        with g.get("ctx", nullcontext()):
+            loss = model(x, y)[1]
+        times[-1].append(now())
+        model.zero_grad()
+        loss.backward()
+        times[-1].append(now())
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+        times[-1].append(now())
+    medians = 1000 * np.median(np.diff(times), axis=0)
+    names = ("data ms", "forward ms", "backward ms", "optimizer ms")
+    return dict(zip(names, medians.tolist())) | {"step ms": medians.sum()}
+
+
+def measure_sample(g, tokens, use_cache):
+    for n in (min(tokens, 4), tokens):  # the first warms up
+        start = now()
+        if "generate" in g:
+            g["generate"](torch.tensor([[50256]], device=g["device"]), n, 0.8, 200, use_cache)
+        else:  # what nanoGPT's sample.py does for every sample
+            with torch.no_grad(), g["ctx"]:
+                g["model"].generate(g["x"], n, temperature=0.8, top_k=200)
+    return {"tokens/s": tokens / (now() - start)}
+
+
+def measure_load(g, seconds):
+    start, step = time.perf_counter(), 0
+    while time.perf_counter() < start + seconds:
+        g["get_batch"](step, 0)
+        step += 1
+    return {"tokens/s": step * g["total_batch_size"] / (time.perf_counter() - start)}
+
+
+def measure_attention(g, pattern, lengths, repeats):
+    """Forward and backward of attention with 6 heads of 64, medians in milliseconds."""
+    gpu, result = torch.cuda.is_available(), {}
+    attend = torch.compile(g["attend"], dynamic=False) if gpu else g["attend"]
+
+    def dense(q, k, v):
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+    def sparse(q, k, v):  # half of the heads take each hop
+        halves = zip((1, 2), *(x.chunk(2, dim=1) for x in (q, k, v)))
+        return torch.cat([attend(*qkv, hop, 0.0) for hop, *qkv in halves], dim=1)
+
+    for T in lengths:
+        g.update(pattern=pattern, stride=2 ** int(math.log2(T) / 2), summary=4 if T <= 1024 else 8)
+        kind = dict(device=g["device"], dtype=torch.bfloat16 if gpu else torch.float32)
+        q, k, v, dy = (torch.randn(1, 6, T, 64, requires_grad=True, **kind) for _ in range(4))
+        times = []
+        for _ in range(repeats + 1):
+            q.grad = k.grad = v.grad = None
+            start = now()
+            (dense if pattern == "dense" else sparse)(q, k, v).backward(dy)
+            times.append(1000 * (now() - start))
+        result[f"T = {T}: ms"] = statistics.median(times[1:])  # the first warms up
+    return result
+
+
+def encode(text):
+    return np.array([encoder.eot_token, *encoder.encode_ordinary(text)], dtype=np.uint16)
+
+
+def tokenize_with_pool(source, folder, shard_size):
+    """The usual way, as in build-nanogpt: a pool of processes, a list of tokens per document."""
+    global encoder
+    import pyarrow.parquet as pq
+    import tiktoken
+
+    encoder, filled, number = tiktoken.get_encoding("gpt2"), 0, 0
+    batches = pq.ParquetFile(source).iter_batches(columns=["text"])
+    texts = (text for batch in batches for text in batch.column(0).to_pylist())
+    shard = np.empty(shard_size, dtype=np.uint16)
+    with multiprocessing.get_context("fork").Pool(os.cpu_count()) as pool:
+        for ids in pool.imap(encode, texts, chunksize=16):
+            while len(ids):
+                part = ids[: shard_size - filled]
+                shard[filled : filled + len(part)] = part
+                filled, ids = filled + len(part), ids[len(part) :]
+                if filled == shard_size:
+                    np.save(f"{folder}/{number:06d}", shard)
+                    filled, number = 0, number + 1
+    np.save(f"{folder}/{number:06d}", shard[:filled])
+
+
+# ----------------------------------------------------------------------- Running and reporting
+def job(script, flags="", edits=None, **measure):
+    """What child is to do; measure: arguments of the measure_ functions."""
+    return dict(script=script, flags=flags.split(), edits=edits or {}, **measure)
+
+
+def run(job):
+    """Do a job in a new process; returns its result, with the seconds of the whole process."""
+    if "script" in job and not (WORK / job["script"]).exists():
+        raise RuntimeError(f"{job['script']} is not there")
+    command = job.get("command") or [__file__, "--child", json.dumps(job)]
+    env = os.environ | {"TIKTOKEN_CACHE_DIR": "data/tiktoken", "PYTHONDONTWRITEBYTECODE": "1"}
+    shutil.rmtree(WORK / "out", ignore_errors=True)
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
+        where = dict(cwd=WORK, env=env, stdout=log, stderr=log, start_new_session="command" in job)
+        start, peak = time.perf_counter(), 0
+        with subprocess.Popen([sys.executable, *command], **where) as process:
+            while "command" in job and process.poll() is None:
+                peak = max(peak, session_memory(process.pid))
+                time.sleep(0.1)
+        result = {"wall s": time.perf_counter() - start}
+        log.seek(0)
+        output = log.read().strip()
+    if process.returncode != 0:
+        raise RuntimeError(output.splitlines()[-1] if output else "it was killed")
+    if peak > 0:
+        result["peak MiB"] = peak
+    for loss in re.findall(r"^final val loss ([\d.]+)", output, re.M):
+        result["final val loss"] = float(loss)
+    for more in re.findall("^RESULT (.+)", output, re.M):
+        result |= json.loads(more)
+    return result
+
+
+def session_memory(session):
+    """MiB of all processes of a session; what they share counts once (Linux only)."""
+    total = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            if int(stat.read_text().rsplit(")", 1)[1].split()[3]) == session:
+                pss = re.search(r"^Pss:\s+(\d+)", (stat.parent / "smaps_rollup").read_text(), re.M)
+                total += int(pss[1]) / 2**10
+        except (OSError, TypeError):
+            pass  # the process ended meanwhile
+    return total
+
+
+def in_turn(kinds, measures, rounds=None):
+    """Run kinds, {name: job or function}, in turn: {name: {measure: [value of each round]}}."""
+    data, kinds = {}, dict(kinds)
+    for _ in range(rounds or args.rounds):
+        for name, kind in list(kinds.items()):
+            try:
+                result = kind() if callable(kind) else run(kind)
+            except RuntimeError as error:
+                say(f"{name} is left out: {error}")
+                kinds.pop(name), data.pop(name, None)
+                continue
+            for measure in measures:
+                if measure in result:
+                    data.setdefault(name, {}).setdefault(measure, []).append(result[measure])
+    return data
+
+
+def say(line):
+    """Print a line that belongs into the report, too."""
+    print(line, flush=True)
+    report.append(line)
+
+
+def cell(values):
+    def number(x):
+        return f"{x:,.0f}" if abs(x) >= 1000 else f"{x:.4g}"
+
+    spread = f" ({number(min(values))} - {number(max(values))})" if len(values) > 1 else ""
+    return number(statistics.median(values)) + spread
+
+
+def table(title, data, *ratios):
+    """Report what in_turn returned; ratios: the measures to compare with the first row's."""
+    base = next(iter(data.values()), {})
+    columns = list(dict.fromkeys(measure for row in data.values() for measure in row))
+    ratios = [measure for measure in ratios if measure in base]
+    rows = [["", *columns, *(f"{r}, ratio" for r in ratios)]]
+    for name, row in data.items():
+        cells = [cell(row[c]) if c in row else "" for c in columns]
+        cells += [cell([a / b for a, b in zip(row[r], base[r])]) for r in ratios]
+        rows.append([name, *cells])
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows]
+    lines.insert(1, "|---" + "|---:" * (len(widths) - 1) + "|")
+    say(f"\n### {title}\n\n" + "\n".join(lines) + "\n")
+    tables[title] = data
+
+
+# ------------------------------------------------------------------------------- Other scripts
+def nanogpt(script, flags, edits=None, **measure):
+    folder = "peers/nanoGPT"  # where it expects to be run; but it would write there
+    edits = {r"open\('configurator.py'\)": f"open('{folder}/configurator.py')"} | (edits or {})
+    if not machine["gpu"]:
+        flags += " --device=cpu --dtype=float32 --compile=False"
+    return job(f"{folder}/{script}", flags, edits, **measure)
+
+
+def assign(**values):
+    """The edits that give other values to names at the top of a script."""
+    return {rf"^{name} = [\w.]+": f"{name} = {value}" for name, value in values.items()}
+
+
+# --------------------------------------------------------------------------------------- Parts
+def char():
+    gpu, few = bool(machine["gpu"]), "--eval_iters=1"
+    target = 3.3 if args.quick else 1.4697 if gpu else 1.88  # nanoGPT's
+    budgets = (0.3, 1, 2) if args.quick else (7.5, 15, 30, 60, 120, 240)
+    size = dict(block_size=64, batch_size=12, n_layer=4, n_head=4, n_embd=128, dropout=0.0)
+    size = {} if gpu else size  # nanoGPT's recipe for a CPU
+
+    def gpt_char(n, **measure):
+        flags = f"--max_iters={n} --eval_interval={max(1, n)} {few} --max_new_tokens=1"
+        return job("ours/gpt_char.py", flags, **measure)
+
+    def nano(n, **measure):  # it does one step more than max_iters
+        flags = f"peers/nanoGPT/config/train_shakespeare_char.py --dataset=char --out_dir=out {few}"
+        flags += f" --max_iters={max(0, n - 1)} --lr_decay_iters={max(1, n)}"
+        flags += f" --warmup_iters={min(100, n // 10)} --eval_interval=1000000000"
+        flags += "".join(f" --{name}={value}" for name, value in size.items())
+        return nanogpt("train.py", flags, **measure)
+
+    def lecture(n, **measure):
+        edits = assign(max_iters=n, eval_interval=10**9, eval_iters=1, **size)
+        edits["max_new_tokens=500"] = "max_new_tokens=1"
+        return job("peers/ng-video-lecture/gpt.py", "", edits, **measure)
+
+    recipes = {"gpt_char": gpt_char, "nanoGPT": nano, "ng-video-lecture": lecture}
+    steps = 2 if args.quick else 40
+    kinds = {n: f(0, split=[steps, *["train"][f == gpt_char :]]) for n, f in recipes.items()}
+    measures = ("data ms", "forward ms", "backward ms", "optimizer ms", "step ms")
+    table("The parts of a training step", in_turn(kinds, measures), "step ms")
+
+    # A schedule belongs to its length: every budget of time is a run of its own
+    data = in_turn({name: f(20) for name, f in recipes.items()}, ["ms per step"], rounds=1)
+    pace = {name: row["ms per step"][0] / 1000 for name, row in data.items()}  # seconds per step
+    measures, rows = ("val loss", "train s", "steps", "peak MiB"), {}
+    curves = {name: [] for name in pace}
+    for budget in budgets:
+        kinds = {n: recipes[n](max(2, round(budget / pace[n])), loss=[]) for n in pace}
+        for name, row in in_turn(kinds, measures, rounds=1).items():
+            rows[f"{budget:g} s, {name}"] = row
+            pace[name] = row["train s"][0] / row["steps"][0]
+            curves[name].append((row["steps"][0], row["val loss"][0]))
+    table("Validation loss after a run of so many seconds of training", rows)
+
+    kinds = {}
+    for name, curve in curves.items():
+        n = fewest_steps(recipes[name], curve, target)
+        if n is None:
+            say(f"{name} did not get to {target} in {budgets[-1]} s")
+        else:
+            kinds[name] = recipes[name](n, loss=[])
+    title = f"Time to a validation loss of {target}: the shortest run that ends there"
+    table(title, in_turn(kinds, measures), "train s")
+
+
+def fewest_steps(recipe, curve, target):
+    """About the fewest steps of a run that ends at target; curve: (steps, loss) of some runs."""
+    i = next((i for i, (_, loss) in enumerate(curve) if loss <= target), None)
+    if not i:
+        return None if i is None else curve[0][0]
+    (n0, loss0), (n1, loss1) = curve[i - 1 : i + 1]
+    n = round(n0 * (n1 / n0) ** ((loss0 - target) / (loss0 - loss1)))  # linear in log(steps)
+    while n < n1 and run(recipe(n, loss=[]))["val loss"] > target:
+        n = math.ceil(1.03 * n)
+    return min(n, n1)
+
+
+def train():
+    gpu, quick = bool(machine["gpu"]), args.quick
+    layers, heads, width = (12, 12, 768) if gpu else (4, 4, 32 if quick else 256)
+    T, B, total = (1024, 32, 524_288) if gpu else (32, 2, 64) if quick else (256, 8, 2048)
+    steps, size = 3 if quick else 20, f"--n_layer={layers} --n_head={heads} --n_embd={width}"
+    size += f" --block_size={T} --batch_size={B}"
+
+    def gpt2_train(n, total, flags):
+        flags = f"{size} --max_iters={n} --eval_interval={n} --total_batch_size={total} {flags}"
+        flags += " --data_dir=data/gpt2 --max_new_tokens=1 --hellaswag=False"
+        return job("ours/gpt2_train.py", flags, tokens_per_step=total)
+
+    flags = f"{size} --bias=True --dataset=bpe --max_iters={steps - 1} --eval_iters=1"
+    flags += f" --gradient_accumulation_steps={total // (B * T)} --eval_interval=1000000000"
+    edits = assign(total_batch_size=total, B=B, T=T, max_steps=steps, warmup_steps=1)
+    edits |= {
+        r"\(vocab_size=50304": f"(T, 50304, {layers}, {heads}, {width}",
+        "val_loss_steps = 20": "val_loss_steps = 1",
+        r"\(not use_compile\)": "False",  # HellaSwag and sampling
+        "^from hellaswag import .*": "",
+    }
+    kinds = {
+        "gpt2_train, Muon": gpt2_train(steps, total, f"--eval_tokens={T}"),
+        "gpt2_train, AdamW": gpt2_train(steps, total, f"--eval_tokens={T} --optimizer=adamw"),
+        "nanoGPT": nanogpt("train.py", flags, tokens_per_step=total),
+        "build-nanogpt": job("peers/build-nanogpt/train_gpt2.py", "", edits, tokens_per_step=total),
+    }
+    title = f"Training {layers} layers of {width} channels, {total} = {B} x {T} x {total // B // T}"
+    data = in_turn(kinds, ("tokens/s", "mfu %", "peak MiB"))
+    table(f"{title} tokens per step", data, "tokens/s", "peak MiB")
+
+    # Both optimizers at several learning rates, then each at its best
+    n, total = (3, total) if quick else (300, 65_536) if gpu else (200, total)
+    measures = ("final val loss", "train s", "steps")
+
+    def compare(optimizer, rate, n):
+        return gpt2_train(n, total, f"--optimizer={optimizer} --learning_rate={rate}")
+
+    best = {}
+    for optimizer, rates in {"muon": (5e-3, 1e-2, 2e-2), "adamw": (1e-3, 3e-3, 6e-3)}.items():
+        data = in_turn({str(r): compare(optimizer, r, n) for r in rates}, measures, rounds=1)
+        table(f"The learning rate of {optimizer}, {n} steps of {total} tokens", data)
+        best[optimizer] = min(data.items(), key=lambda item: item[1]["final val loss"])
+    (muon, muon_row), (adamw, adamw_row) = best.values()
+    longer = max(1, round(n * muon_row["train s"][0] / adamw_row["train s"][0]))
+    kinds = {
+        "Muon": compare("muon", muon, n),
+        "AdamW, equal tokens": compare("adamw", adamw, n),
+        "AdamW, equal time": compare("adamw", adamw, longer),
+    }
+    table("Muon against AdamW, each at its best rate", in_turn(kinds, measures), "train s")
+
+    tokens = 3 if quick else 500  # 500 is sample.py's own
+    flags = "--model=gpt2 --block_size=1024 --total_batch_size=1024 --data_dir=data/gpt2"
+    flags += " --max_iters=0 --max_new_tokens=1"
+    edits = {r"GPT\.from_pretrained\(.*\)$": "GPT(GPTConfig())"}  # random weights
+    nano = "--init_from=gpt2 --num_samples=1 --max_new_tokens=1"
+    kinds = {
+        "gpt2_train": job("ours/gpt2_train.py", flags, sample=[tokens, True]),
+        "gpt2_train, no cache": job("ours/gpt2_train.py", flags, sample=[tokens, False]),
+        "nanoGPT": nanogpt("sample.py", nano, edits, sample=[tokens, False]),
+    }
+    title = f"Sampling {tokens} tokens from GPT-2 (124M) with random weights"
+    table(title, in_turn(kinds, ("tokens/s", "peak MiB")), "tokens/s", "peak MiB")
+
+
+def sparse():
+    gpu, quick, patterns = bool(machine["gpu"]), args.quick, ("dense", "strided", "fixed")
+    T = (64, 256) if quick else (8192, 16384, 32768, 65536) if gpu else (1024, 4096, 16384)
+    flags = "--max_iters=0 --max_new_tokens=1 --model=char --data_dir=data/shakespeare/bytes"
+    flags += " --block_size=64 --stride=8 --total_batch_size=64 --compile=False"
+    kinds = {p: job("ours/sparse_gpt.py", flags, attention=[p, T, 5]) for p in patterns}
+    measures = [f"T = {t}: ms" for t in T]
+    data = in_turn(kinds, measures)
+    table("Attention, forward and backward, 6 heads of 64", data, *measures)
+    flags = f"--max_iters={2 if quick else 10} --eval_tokens=1 --max_new_tokens=1"
+    flags += " --data_dir=data/shakespeare/bytes --hellaswag=False"
+    flags += " --total_batch_size=65536" if gpu else ""
+    kinds = {p: job("ours/sparse_gpt.py", f"{flags} --pattern={p}") for p in patterns}
+    data = in_turn(kinds, ("ms per step", "peak MiB"))
+    table("A training step of the preset", data, "ms per step", "peak MiB")
+
+
+def ladder():
+    names = ("bigram", "v2_attention", "gpt_char", "gpt2_train", "sparse_gpt")
+    flags = "--max_iters=2 --max_new_tokens=1" if args.quick else ""
+    kinds = {name: job(f"ours/{name}.py", flags) for name in names}
+    measures = ("wall s", "peak MiB", "final val loss")
+    table("Every script without arguments", in_turn(kinds, measures))
+
+
+def data():
+    count, seconds, megabytes = (10**6, 0.3, 0.3) if args.quick else (10**8, 5, 100)
+    rng, folder = np.random.default_rng(0), WORK / "data/loader"
+    for name, n in (("x_val_000000.bin", 10**5), ("x_train_000001.bin", count)):
+        header = np.zeros(256, dtype="<i4")
+        header[:3] = 20240520, 1, n
+        tokens = rng.integers(50257, size=n, dtype="<u2")
+        (folder / name).write_bytes(header.tobytes() + tokens.tobytes())
+    flags = "--data_dir=data/loader --block_size=1024 --batch_size=64 --total_batch_size=65536"
+    flags += " --max_iters=0 --max_new_tokens=1 --device=cpu --n_layer=1 --n_head=1 --n_embd=16"
+
+    def load(processes):
+        jobs = [job("ours/gpt2_train.py", flags, load=[seconds])] * processes
+        with ThreadPoolExecutor() as pool:
+            speed = sum(result["tokens/s"] for result in pool.map(run, jobs))
+        return {"tokens/s": speed, "of 40M tokens/s": speed / 40e6}  # 10 x that of 8 H100s
+
+    kinds = {"1 process": lambda: load(1), "2 processes": lambda: load(2)}
+    found = in_turn(kinds, ("tokens/s", "of 40M tokens/s"))
+    table("get_batch of gpt2_train, 64 x 1024 tokens from a large shard", found)
+
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        return say("prepare_fineweb is left out: pyarrow is missing")
+    # Documents as long as FineWeb-Edu's, 4.5 KB in the mean, of Shakespeare's paragraphs
+    parts, docs, size = (WORK / "input.txt").read_text(encoding="utf-8").split("\n\n"), [], 0
+    while size < megabytes * 10**6:
+        chosen = rng.integers(len(parts), size=max(1, int(rng.lognormal(3.0, 0.9))))
+        docs.append("\n\n".join(parts[i] for i in chosen))
+        size += len(docs[-1])
+    source, shard_size = str(WORK / "text.parquet"), 10**4 if args.quick else 10**7
+    pq.write_table(pa.table({"text": docs}), source, row_group_size=1000)
+    out, hellaswag = WORK / "data/bench", WORK / "data/hellaswag"
+    if not hellaswag.exists():  # an empty file, or it would be downloaded
+        hellaswag.mkdir()
+        (hellaswag / "hellaswag_val.jsonl").touch()
+    ours = [WORK / "ours/prepare_fineweb.py", "--source=text.parquet", "--name=bench"]
+    ours.append(f"--shard_size={shard_size}")
+
+    def prepare(*command):
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir()
+        result = run({"command": command})
+        tokens = sum(path.stat().st_size for path in out.glob("*0*")) / 2
+        return result | {"tokens/s": tokens / result["wall s"]}
+
+    kinds = {
+        "prepare_fineweb": lambda: prepare(*ours),
+        "pool of processes": lambda: prepare(__file__, "--pool", source, out, str(shard_size)),
+    }
+    found = in_turn(kinds, ("tokens/s", "peak MiB"))
+    table(f"{size / 1e6:.1f} MB of parquet to tokens", found, "tokens/s", "peak MiB")
+
+
+# ---------------------------------------------------------------------------------------- Main
+def make_work():
+    """The folder in which the scripts run, with data in the form that each repository wants."""
+    shutil.rmtree(WORK, ignore_errors=True)
+    for folder in ("data/char", "data/bpe", "data/loader", "data/bench", "edu_fineweb10B"):
+        (WORK / folder).mkdir(parents=True)
+    if not (ROOT / "data/shakespeare/gpt2").exists():
+        subprocess.run([sys.executable, ROOT / "prepare_shakespeare.py"], cwd=ROOT, check=True)
+    links = {"ours": ROOT, "data/gpt2": Path(args.data).resolve()}
+    links |= {"peers": Path(args.peers).resolve()} if args.peers else {}
+    links |= {f"data/{path.name}": path for path in (ROOT / "data").iterdir()}
+    for name, target in links.items():
+        if not (WORK / name).exists():
+            (WORK / name).symlink_to(target)
+    shutil.copy(ROOT / "data/shakespeare/input.txt", WORK)
+    text = (WORK / "input.txt").read_text(encoding="utf-8")
+    ids = np.unique(list(text), return_inverse=True)[1].astype("<u2")
+    ids[: int(0.9 * len(ids))].tofile(WORK / "data/char/train.bin")
+    ids[int(0.9 * len(ids)) :].tofile(WORK / "data/char/val.bin")
+    (WORK / "data/char/meta.pkl").write_bytes(pickle.dumps({"vocab_size": int(ids.max()) + 1}))
+    for split in ("train", "val"):
+        path = min(Path(args.data).glob(f"*_{split}_*.bin"), default=None)
+        if path is None:
+            sys.exit(f"--data={args.data}: has no *_{split}_*.bin")
+        tokens = np.fromfile(path, dtype="<u2", offset=1024)
+        tokens.tofile(WORK / f"data/bpe/{split}.bin")
+        np.save(WORK / f"edu_fineweb10B/x_{split}_0.npy", tokens)
+
+
+def describe_machine():
+    cpuinfo = Path("/proc/cpuinfo")
+    name = re.search(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    return {
+        "cpu": name[1] if name else platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def commit(folder):
+    if not (folder / ".git").exists():
+        return ""
+    command = ["git", "-C", folder, "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+
+def save(part):
+    facts = "\n".join(f"- {name}: {value}" for name, value in machine.items() if value != "")
+    heading = f"# bench.py {part}" + (" --quick: the numbers mean nothing" if args.quick else "")
+    (OUT / f"{part}.md").write_text("\n".join([heading, "", facts, *report, ""]), "utf-8")
+    content = {"machine": machine, "quick": args.quick, "tables": tables}
+    (OUT / f"{part}.json").write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        print("\nRESULT", json.dumps(child(json.loads(sys.argv[2]))))
+        sys.exit()
+    if sys.argv[1:2] == ["--pool"]:
+        sys.exit(tokenize_with_pool(*sys.argv[2:4], int(sys.argv[4])))
+    PARTS = {"char": char, "train": train, "sparse": sparse, "ladder": ladder, "data": data}
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("part", nargs="?", default="all", choices=[*PARTS, "all"])
+    parser.add_argument("--peers", default="", metavar="DIR")
+    parser.add_argument("--data", default=str(ROOT / "data/shakespeare/gpt2"), metavar="FOLDER")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true")
+    args = parser.parse_args()
+    make_work()
+    machine = describe_machine() | {"this repository": commit(ROOT)}
+    for name in ("nanoGPT", "build-nanogpt", "ng-video-lecture"):
+        machine[name] = commit(WORK / "peers" / name)
+    for part in PARTS if args.part == "all" else [args.part]:
+        report, tables = [], {}
+        try:
+            PARTS[part]()
+        finally:  # keep what was measured before an error
+            save(part)
+    shutil.rmtree(WORK)
