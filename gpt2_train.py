@@ -75,6 +75,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from datetime import timedelta
 from pathlib import Path
 
@@ -603,6 +604,9 @@ def load_checkpoint(path, training=True):
     With training=False only the model: the start of another run.
     """
     try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:  # torch.load does not look at its checksums
+                raise ValueError("is damaged, its checksums are wrong")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         shape = ("n_layer", "n_head", "n_embd", "block_size")
         for name in (*shape, "optimizer") if training else shape:

@@ -50,6 +50,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from datetime import timedelta
 from pathlib import Path
 
@@ -359,6 +360,9 @@ def load_checkpoint(file_name):
     """Make model and optimizers what they were at save_checkpoint; returns the other two."""
     path = Path(out_dir, file_name)
     try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:  # torch.load does not look at its checksums
+                raise ValueError("is damaged, its checksums are wrong")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         for name in ("n_layer", "n_head", "n_embd", "block_size", "optimizer"):
             if checkpoint["config"][name] != config[name]:

@@ -42,6 +42,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from datetime import timedelta
 from pathlib import Path
 
@@ -676,6 +677,9 @@ def load_checkpoint(path, training=True):
     With training=False only the model: the start of another run.
     """
     try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:  # torch.load does not look at its checksums
+                raise ValueError("is damaged, its checksums are wrong")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         shape = ("n_layer", "n_head", "n_embd", "block_size")
         shape += ("pattern", "stride", "summary", "combine", "position_dims")
