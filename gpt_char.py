@@ -32,6 +32,7 @@ Diff against v2_attention.py
 ~ optimizer: is now a hyperparameter, "muon" or "adamw"
 + get_lr: warm-up and decay of the learning rate
 + save_checkpoint, load_checkpoint: write and read all that training needs to go on
++ lock_out_dir: a second run in the same folder is refused
 + request_stop, stop: Ctrl-C saves before it ends
 + out_dir, init_from: where checkpoints are, and whether to start from one
 + cpu_features, bfloat16: faster matrix products where the hardware has them
@@ -331,6 +332,26 @@ def get_lr(step):
 
 
 # ---------------------------------------------------------------------------------- Checkpoints
+def lock_out_dir():
+    """Keep other runs out of out_dir until this process ends, in whatever way that happens."""
+    try:
+        Path(out_dir).mkdir(parents=True, exist_ok=True)
+        lock = open(Path(out_dir, "lock"), "w")
+        try:
+            import fcntl
+
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:  # on Windows
+            import msvcrt
+
+            msvcrt.locking(lock.fileno(), msvcrt.LK_NBLCK, 1)
+        return lock  # locked as long as it is open
+    except (BlockingIOError, PermissionError) as error:
+        sys.exit(f"{out_dir}: {error}; is another run using it? Choose another --out_dir")
+    except OSError:  # a file system without locks
+        return None
+
+
 def save_checkpoint(file_name, step, best_val_loss):
     """Write all that training needs to go on from here; the file appears complete or not at all."""
     path = Path(out_dir, file_name)
@@ -396,6 +417,8 @@ def request_stop(signum, frame):
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+if max_iters > 0:
+    lock = lock_out_dir()
 signal.signal(signal.SIGINT, request_stop)
 start = time.perf_counter()
 for step in range(first_step, max_iters + 1):

@@ -645,6 +645,26 @@ def get_lr(step):
 
 
 # ---------------------------------------------------------------------------------- Checkpoints
+def lock_out_dir():
+    """Keep other runs out of out_dir until this process ends, in whatever way that happens."""
+    try:
+        Path(out_dir).mkdir(parents=True, exist_ok=True)
+        lock = open(Path(out_dir, "lock"), "w")
+        try:
+            import fcntl
+
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:  # on Windows
+            import msvcrt
+
+            msvcrt.locking(lock.fileno(), msvcrt.LK_NBLCK, 1)
+        return lock  # locked as long as it is open
+    except (BlockingIOError, PermissionError) as error:
+        sys.exit(f"{out_dir}: {error}; is another run using it? Choose another --out_dir")
+    except OSError:  # a file system without locks
+        return None
+
+
 def save_checkpoint(file_name, step, best_val_loss):
     """Write all that training needs to go on from here; the file appears complete or not at all."""
     path = Path(out_dir, file_name)
@@ -797,6 +817,7 @@ flops = total_batch_size * (6 * n_params + 12 * n_layer * n_embd * keys[pattern]
 seconds = 0.0  # of training, without evaluation and checkpoints
 stops = 0  # how many processes were asked to stop
 if max_iters > 0:
+    lock = lock_out_dir() if rank == 0 else None
     signal.signal(signal.SIGINT, request_stop)
     signal.signal(signal.SIGTERM, request_stop)
     batch = get_batch(first_step, 0)

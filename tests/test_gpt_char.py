@@ -458,4 +458,4 @@ def test_checkpoint_content(run, tiny, text):
     assert last["config"]["n_embd"] == 16 and last["config"]["seed"] == 11
     assert last["chars"] == "".join(sorted(set(text)))
     assert last["step"] == 3 and len(last["optimizers"]) == 2
-    assert sorted(p.name for p in Path("out/gpt_char").iterdir()) == ["best.pt", "last.pt"]
+    assert sorted(p.name for p in Path("out/gpt_char").iterdir()) == ["best.pt", "last.pt", "lock"]
