@@ -65,6 +65,7 @@ top_k = 0  # sample from the k likeliest only; 0: from all
 
 # --------------------------------------------------------------------------------- Command line
 # --name=value sets any of the names above. This section is the same in every script.
+sys.stdout.reconfigure(errors="replace")  # a console that lacks a character shows a "?"
 config = {k: v for k, v in globals().items() if k[0] != "_" and type(v) in (bool, int, float, str)}
 zero_means_none = ("max_iters", "max_new_tokens", "seed", "warmup_iters")
 for arg in sys.argv[1:]:

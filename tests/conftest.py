@@ -60,7 +60,8 @@ def tiny():
 
 def capture(argv, call):
     """Call call() as the program argv and return its code, out and err, and what it returned."""
-    out, err, code, value = io.StringIO(), io.StringIO(), 0, None
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
+    code, value = 0, None
     before = sys.argv, signal.getsignal(signal.SIGINT)
     sys.argv = list(argv)
     try:
@@ -74,7 +75,11 @@ def capture(argv, call):
     finally:
         sys.argv = before[0]
         signal.signal(signal.SIGINT, before[1])
-    return SimpleNamespace(code=code, out=out.getvalue(), err=err.getvalue(), value=value)
+    texts = []
+    for stream in (out, err):
+        stream.seek(0)
+        texts.append(stream.read())
+    return SimpleNamespace(code=code, out=texts[0], err=texts[1], value=value)
 
 
 def names_of(script, run_name="__main__"):
