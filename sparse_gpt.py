@@ -175,7 +175,10 @@ device_type = torch.device(device).type
 if device_type == "cuda":
     torch.cuda.set_device(device)
 if world_size > 1:
-    dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
+    try:
+        dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
+    except (RuntimeError, ValueError) as error:
+        sys.exit(f"several processes are started by torchrun: {str(error).splitlines()[0]}")
 
 per_process = total_batch_size // (block_size * world_size)  # sequences in a step
 if batch_size == 0:
