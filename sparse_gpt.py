@@ -307,7 +307,7 @@ if vocab_size == 50257:
 
 def encode(s):
     """Turn a string into a list of token ids: of GPT-2's tokenizer, or its bytes."""
-    return tokenizer.encode_ordinary(s) if tokenizer else list(s.encode("utf-8"))
+    return tokenizer.encode_ordinary(s) if tokenizer else list(s.encode("utf-8", errors="replace"))
 
 
 def decode(ids):
