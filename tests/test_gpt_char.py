@@ -360,7 +360,7 @@ def kill_and_go_on(run, start, args, kills, seed):
         if killed == 0:
             assert "parameters" in process.stdout.readline()
         else:  # some way into the training
-            for _ in range(rng.randint(1, 6)):
+            for _ in range(rng.randint(4, 9)):  # the first step is saved by then
                 process.stdout.readline()
         time.sleep(rng.uniform(0, 0.05))
         process.kill()
