@@ -482,6 +482,9 @@ def token_stream(encoding, pieces):
 
     Threads will do, because tiktoken works without Python's lock.
     """
+    # The thread that tokenizes first slows down the others as long as it goes on: if it is this
+    # one, which tokenizes nothing more, two threads do 37 MB/s instead of 21
+    encoding.encode_ordinary("Hello world")
     pool, waiting = ThreadPoolExecutor(os.cpu_count()), deque()
     try:
         for position, texts in itertools.chain(pieces, [(None, None)] * PIECES_AHEAD):
