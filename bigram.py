@@ -28,18 +28,18 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 # ------------------------------------------------------------------------------ Hyperparameters
-data_dir = "data/shakespeare"  # folder with input.txt, see prepare_shakespeare.py
 device = "cuda" if torch.cuda.is_available() else "cpu"  # "mps" on a Mac
+data_dir = "data/shakespeare"  # folder with input.txt, see prepare_shakespeare.py
 seed = 1337  # decides the initial weights, the batches and the sample
 batch_size = 32  # B: sequences in a batch
-block_size = 64  # T: characters in a sequence
+block_size = 64  # T: tokens (here: characters) in a sequence
 max_iters = 1000  # training steps; 0 only samples
-eval_interval = 100  # steps from one line of progress to the next
+eval_interval = 100  # steps from one evaluation to the next
 eval_iters = 20  # batches in an estimate of the loss
 learning_rate = 5e-2  # of AdamW
 prompt = ""  # what the sample begins with; empty: the first character of the text
-max_new_tokens = 500  # characters to sample
-temperature = 1.0  # below 1: safer, above 1: wilder; 0: always the likeliest
+max_new_tokens = 500  # tokens to sample
+temperature = 0.8  # below 1: safer, above 1: wilder; 0: always the likeliest
 top_k = 0  # sample from the k likeliest only; 0: from all
 
 # --------------------------------------------------------------------------------- Command line
@@ -135,7 +135,7 @@ class BigramLanguageModel(nn.Module):
         nn.init.normal_(self.table.weight, std=0.02)
 
     def forward(self, idx, targets=None):
-        """Score every possible next character at every position.
+        """Score every possible next token at every position.
 
         idx, targets: (B, T) token ids, targets of -1 do not count.
         Returns logits (B, T, V) and, given targets, the mean cross-entropy in nats (else None).
@@ -150,7 +150,7 @@ class BigramLanguageModel(nn.Module):
 torch.manual_seed(seed)
 model = BigramLanguageModel().to(device)
 n_params = sum(p.numel() for p in model.parameters())
-print(f"{n_params:,} parameters, {vocab_size} different characters, device {device}")
+print(f"{n_params:,} parameters, {vocab_size} different tokens, device {device}")
 
 
 # ----------------------------------------------------------------------------------- Evaluation
@@ -183,7 +183,7 @@ for step in range(max_iters + 1):
     if step % eval_interval == 0 or step == max_iters:
         train_loss, val_loss = (estimate_loss(d, eval_iters) for d in (train_data, val_data))
         speed = step / (time.perf_counter() - start)  # steps per second
-        left = timedelta(seconds=round((max_iters - step) / speed)) if step else "?"
+        left = timedelta(seconds=round((max_iters - step) / speed)) if speed else "?"
         print(
             f"step {step:5d}/{max_iters} | train loss {train_loss:.4f} | val loss {val_loss:.4f} | "
             f"{speed * batch_size * block_size:9,.0f} tokens/s | {left} left",
@@ -193,7 +193,7 @@ for step in range(max_iters + 1):
         break
     x, y = get_batch()
     logits, loss = model(x, y)
-    optimizer.zero_grad()
+    model.zero_grad()
     loss.backward()
     optimizer.step()
 
@@ -204,7 +204,7 @@ def generate(idx, max_new_tokens, temperature=1.0, top_k=0):
     """Continue the sequences idx (B, T) by sampling: returns (B, T + max_new_tokens)."""
     for _ in range(max_new_tokens):
         logits, _ = model(idx)
-        logits = logits[:, -1]  # the scores of what follows the last character, (B, V)
+        logits = logits[:, -1]  # the scores of what follows the last token, (B, V)
         if temperature == 0:
             idx_next = logits.argmax(dim=-1, keepdim=True)  # (B, 1)
         else:

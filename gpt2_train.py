@@ -1,7 +1,7 @@
 """
 Step 4 of 5: GPT-2 for real, from a laptop to eight GPUs and several nodes.
 
-The model of gpt_char.py is GPT-2's already; it only has to grow. What this file adds is what
+The model of gpt_char.py is almost GPT-2's; it only has to grow. What this file adds is what
 surrounds a large model: tokens of several characters, read from files larger than memory in an
 order that depends on nothing but the seed; batches larger than a GPU's memory, made of
 micro-batches; half precision and compilation; several GPUs that average their gradients;
@@ -46,7 +46,7 @@ Training
 - start: of all of it
 ~ request_stop: also on SIGTERM, which schedulers send
 + append_to_log, peaks, gpu, peak, flops: what every step's line says, also in log.csv
-~ batch_size, max_iters, eval_interval, learning_rate, warmup_iters, momentum, beta2: a large preset
+~ batch_size, max_iters, learning_rate, warmup_iters, momentum, beta2: a large preset
 Evaluation
 + eval_tokens: on how much
 - eval_iters: the same in batches
@@ -100,19 +100,19 @@ bfloat16 = torch.cuda.is_bf16_supported(False) or cpu_features.get("avx512_bf16"
 float16 = device != "cpu" and not bfloat16  # the half precision of older GPUs
 compile = device != "cpu"  # let torch.compile fuse small kernels into large ones
 seed = 1337  # decides the initial weights, the batches and the sample
-model = "char" if device == "cpu" else "gpt2"  # a name in sizes, below
-n_layer = 0  # blocks; 0: as model says
-n_head = 0  # heads of attention, each of n_embd / n_head channels; 0: as model says
-n_embd = 0  # C: numbers that describe one position; 0: as model says
-block_size = 128 if device == "cpu" else 1024  # T: tokens in a sequence
-dropout = 0.0  # share of activations set to 0 while training
 total_batch_size = 1536 if device == "cpu" else 524_288  # tokens in a step of all processes
 batch_size = 0  # B: sequences that a process computes at a time; 0: what fits the memory
+block_size = 128 if device == "cpu" else 1024  # T: tokens in a sequence
 max_iters = 3600 if device == "cpu" else 19_073  # training steps; 0 only samples
 eval_interval = 250  # steps from one evaluation, and checkpoint, to the next
 eval_tokens = 10_485_760  # tokens of validation data in an evaluation
 hellaswag = device != "cpu"  # evaluate on HellaSwag, too, if data/hellaswag is there
 keep_every = 5000  # steps from one checkpoint that is kept to the next, in whole eval_intervals
+model = "char" if device == "cpu" else "gpt2"  # a name in sizes, below
+n_layer = 0  # blocks; 0: as model says
+n_head = 0  # heads of attention, each of n_embd / n_head channels; 0: as model says
+n_embd = 0  # C: numbers that describe one position; 0: as model says
+dropout = 0.0  # share of activations set to 0 while training
 optimizer = "muon"  # for the matrices inside the blocks; "adamw": for everything, as in the lecture
 learning_rate = 1.5e-2 if device == "cpu" else 1.8e-3  # of both optimizers, at its peak
 warmup_iters = 5 if device == "cpu" else 256  # steps until the peak

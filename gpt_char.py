@@ -41,7 +41,6 @@ Diff against v2_attention.py
 ~ block_size, n_head, n_embd: a larger model
 ~ batch_size, max_iters, eval_interval, learning_rate: a longer run
 + first_step, best_val_loss: where a run goes on
-~ temperature: a good model is best sampled a little below 1
 """
 
 import difflib
@@ -60,18 +59,18 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 # ------------------------------------------------------------------------------ Hyperparameters
+device = "cuda" if torch.cuda.is_available() else "cpu"  # "mps" on a Mac
 data_dir = "data/shakespeare"  # folder with input.txt, see prepare_shakespeare.py
 out_dir = "out/gpt_char"  # folder of the checkpoints best.pt and last.pt
 init_from = "resume"  # continue from out_dir/last.pt if it is there; "scratch": start anew
-device = "cuda" if torch.cuda.is_available() else "cpu"  # "mps" on a Mac
 cpu_features = getattr(torch.cpu, "get_capabilities", dict)()
 # Matrix products in bfloat16 where the hardware has it: a step takes 0.7 of the time on a CPU
 bfloat16 = torch.cuda.is_bf16_supported(False) or cpu_features.get("avx512_bf16", False)
 seed = 1337  # decides the initial weights, the batches and the sample
 batch_size = 12 if device == "cpu" else 64  # B: sequences in a batch
-block_size = 128 if device == "cpu" else 256  # T: characters in a sequence
+block_size = 128 if device == "cpu" else 256  # T: tokens (here: characters) in a sequence
 max_iters = 3600 if device == "cpu" else 2400  # training steps; 0 only samples
-eval_interval = 250  # steps from one line of progress, and checkpoint, to the next
+eval_interval = 250  # steps from one evaluation, and checkpoint, to the next
 eval_iters = 20  # batches in an estimate of the loss
 n_layer = 3 if device == "cpu" else 6  # blocks
 n_head = 2 if device == "cpu" else 6  # heads of attention, each of n_embd / n_head channels
@@ -86,7 +85,7 @@ beta1 = 0.9  # of AdamW: how slowly its mean gradient changes
 beta2 = 0.99  # and its mean squared gradient
 grad_clip = 1.0  # longest gradient, as a norm over all parameters
 prompt = ""  # what the sample begins with; empty: the first character of the text
-max_new_tokens = 500  # characters to sample
+max_new_tokens = 500  # tokens to sample
 temperature = 0.8  # below 1: safer, above 1: wilder; 0: always the likeliest
 top_k = 0  # sample from the k likeliest only; 0: from all
 
@@ -240,13 +239,13 @@ class GPT(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.wte = nn.Embedding(vocab_size, n_embd)  # what the character is
+        self.wte = nn.Embedding(vocab_size, n_embd)  # what the token is
         self.wpe = nn.Embedding(block_size, n_embd)  # where it stands
         self.drop = nn.Dropout(dropout)
         self.h = nn.ModuleList([Block() for _ in range(n_layer)])
         self.ln_f = nn.LayerNorm(n_embd)
         self.lm_head = nn.Linear(n_embd, vocab_size, bias=False)
-        self.lm_head.weight = self.wte.weight  # tied: one matrix reads and writes characters
+        self.lm_head.weight = self.wte.weight  # tied: one matrix reads and writes tokens
         for name, p in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(p)
@@ -256,7 +255,7 @@ class GPT(nn.Module):
                 nn.init.normal_(p, std=std)
 
     def forward(self, idx, targets=None):
-        """Score every possible next character at every position.
+        """Score every possible next token at every position.
 
         idx, targets: (B, T) token ids, T at most block_size, targets of -1 do not count.
         Returns logits (B, T, V) and, given targets, the mean cross-entropy in nats (else None).
@@ -276,7 +275,7 @@ class GPT(nn.Module):
 torch.manual_seed(seed)
 model = GPT().to(device)
 n_params = sum(p.numel() for p in model.parameters())
-print(f"{n_params:,} parameters, {vocab_size} different characters, device {device}")
+print(f"{n_params:,} parameters, {vocab_size} different tokens, device {device}")
 
 
 # ----------------------------------------------------------------------------------- Evaluation
@@ -378,9 +377,8 @@ def save_checkpoint(file_name, step, best_val_loss):
         sys.exit(f"{path}: {error}; free some space or choose another --out_dir")
 
 
-def load_checkpoint(file_name):
+def load_checkpoint(path):
     """Make model and optimizers what they were at save_checkpoint; returns the other two."""
-    path = Path(out_dir, file_name)
     try:
         with zipfile.ZipFile(path) as archive:
             if archive.testzip() is not None:  # torch.load does not look at its checksums
@@ -404,7 +402,7 @@ if init_from not in ("resume", "scratch"):
     sys.exit(f"--init_from={init_from}: must be resume or scratch")
 first_step, best_val_loss = 0, math.inf
 if init_from == "resume" and Path(out_dir, "last.pt").exists():
-    first_step, best_val_loss = load_checkpoint("last.pt")
+    first_step, best_val_loss = load_checkpoint(Path(out_dir, "last.pt"))
     print(f"{out_dir}/last.pt: going on from step {first_step}")
 
 # -------------------------------------------------------------------------------- Training loop
@@ -415,14 +413,14 @@ def request_stop(signum, frame):
     """On Ctrl-C finish the step, save and end; a second Ctrl-C ends at once."""
     global stop
     stop = True
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signum, signal.SIG_DFL)
 
 
 if max_iters > 0:
     lock = lock_out_dir()
-signal.signal(signal.SIGINT, request_stop)
+    signal.signal(signal.SIGINT, request_stop)
 start = time.perf_counter()
-for step in range(first_step, max_iters + 1):
+for step in range(first_step, max_iters + 1) if max_iters > 0 else ():
     if step % eval_interval == 0 or step == max_iters:
         train_loss, val_loss = (estimate_loss(d, eval_iters) for d in (train_data, val_data))
         speed = (step - first_step) / (time.perf_counter() - start)  # steps per second
@@ -433,12 +431,15 @@ for step in range(first_step, max_iters + 1):
             flush=True,
         )
         if not math.isfinite(val_loss):
-            sys.exit(f"step {step}: the loss is {val_loss}; try a lower --learning_rate")
-        if max_iters > 0:
-            if val_loss < best_val_loss:
-                best_val_loss = val_loss
-                save_checkpoint("best.pt", step, best_val_loss)
-            save_checkpoint("last.pt", step, best_val_loss)
+            sys.exit(
+                f"step {step}: the validation loss is {val_loss}; {out_dir}/last.pt is from "
+                "before. Try a lower --learning_rate"
+            )
+        is_best = val_loss < best_val_loss
+        best_val_loss = min(val_loss, best_val_loss)
+        if is_best:
+            save_checkpoint("best.pt", step, best_val_loss)
+        save_checkpoint("last.pt", step, best_val_loss)
     if stop:
         save_checkpoint("last.pt", step, best_val_loss)
         print(f"stopped at step {step}, saved in {out_dir}; --init_from=resume goes on from there")
@@ -465,7 +466,7 @@ def generate(idx, max_new_tokens, temperature=1.0, top_k=0):
     model.eval()
     for _ in range(max_new_tokens):
         logits, _ = model(idx[:, -block_size:])  # no position beyond block_size is known
-        logits = logits[:, -1]  # the scores of what follows the last character, (B, V)
+        logits = logits[:, -1]  # the scores of what follows the last token, (B, V)
         if temperature == 0:
             idx_next = logits.argmax(dim=-1, keepdim=True)  # (B, 1)
         else:
@@ -480,7 +481,7 @@ def generate(idx, max_new_tokens, temperature=1.0, top_k=0):
 
 
 if best_val_loss < math.inf:  # there is a checkpoint of this model
-    load_checkpoint("best.pt")
+    load_checkpoint(Path(out_dir, "best.pt"))
 final_val_loss = estimate_loss(val_data)
 torch.manual_seed(seed)
 idx = torch.tensor([encode(prompt or text[0])], device=device)  # (1, T)

@@ -67,10 +67,8 @@ bfloat16 = torch.cuda.is_bf16_supported(False) or cpu_features.get("avx512_bf16"
 float16 = device != "cpu" and not bfloat16  # the half precision of older GPUs
 compile = device != "cpu"  # let torch.compile fuse small kernels into large ones
 seed = 1337  # decides the initial weights, the batches and the sample
-model = "char" if device == "cpu" else "gpt2"  # a name in sizes, below
-n_layer = 0  # blocks; 0: as model says
-n_head = 0  # heads of attention, each of n_embd / n_head channels; 0: as model says
-n_embd = 0  # C: numbers that describe one position; 0: as model says
+total_batch_size = 4096 if device == "cpu" else 524_288  # tokens in a step of all processes
+batch_size = 0  # B: sequences that a process computes at a time; 0: what fits the memory
 block_size = 1024 if device == "cpu" else 8192  # T: tokens in a sequence
 pattern = "fixed"  # who sees whom: "fixed" or "strided" (Child et al. 2019), or "dense": all
 stride = 32 if device == "cpu" else 128  # l: positions in a row of the matrix; best near sqrt(T)
@@ -78,14 +76,16 @@ summary = 4 if device == "cpu" else 8  # c: columns of it that all later rows se
 combine = "heads"  # half of the heads take each hop, or "layers": every other layer does
 position_dims = 0  # embeddings of a position: 1, or 2: of its row and column; 0: 1 if dense, or 2
 show_pattern = False  # only draw what one position sees
-dropout = 0.0  # share of activations set to 0 while training
-total_batch_size = 4096 if device == "cpu" else 524_288  # tokens in a step of all processes
-batch_size = 0  # B: sequences that a process computes at a time; 0: what fits the memory
 max_iters = 2000 if device == "cpu" else 19_073  # training steps; 0 only samples
 eval_interval = 250  # steps from one evaluation, and checkpoint, to the next
 eval_tokens = 10_485_760  # tokens of validation data in an evaluation
 hellaswag = device != "cpu"  # evaluate on HellaSwag, too, if data/hellaswag is there
 keep_every = 5000  # steps from one checkpoint that is kept to the next, in whole eval_intervals
+model = "char" if device == "cpu" else "gpt2"  # a name in sizes, below
+n_layer = 0  # blocks; 0: as model says
+n_head = 0  # heads of attention, each of n_embd / n_head channels; 0: as model says
+n_embd = 0  # C: numbers that describe one position; 0: as model says
+dropout = 0.0  # share of activations set to 0 while training
 optimizer = "muon"  # for the matrices inside the blocks; "adamw": for everything, as in the lecture
 learning_rate = 1.5e-2 if device == "cpu" else 1.8e-3  # of both optimizers, at its peak
 warmup_iters = 5 if device == "cpu" else 256  # steps until the peak

@@ -148,7 +148,7 @@ def test_output(run, script, direct_loss, text):
     assert (first.code, first.err) == (0, "")
     lines = first.out.splitlines()
     count = sum(p.numel() for p in first.names["model"].parameters())
-    assert lines[0] == f"{count:,} parameters, {len(set(text))} different characters, device cpu"
+    assert lines[0] == f"{count:,} parameters, {len(set(text))} different tokens, device cpu"
     for line, step in zip(lines[1:4], (0, 2, 4)):
         pattern = r"step +(\d+)/4 \| train loss \d\.\d{4} \| val loss \d\.\d{4} \| +[\d,]+ "
         assert int(re.fullmatch(pattern + r"tokens/s \| (\d:\d\d:\d\d|\?) left", line)[1]) == step
