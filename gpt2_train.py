@@ -634,8 +634,8 @@ def load_checkpoint(path, training=True):
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         shape = ("n_layer", "n_head", "n_embd", "block_size")
         for name in (*shape, "optimizer") if training else shape:
-            if checkpoint["config"][name] != config[name]:
-                raise ValueError(f"was made with --{name}={checkpoint['config'][name]}")
+            if checkpoint["config"].get(name) != config[name]:
+                raise ValueError(f"was made with --{name}={checkpoint['config'].get(name)}")
         if checkpoint["vocab_size"] != vocab_size:
             raise ValueError(f"knows {checkpoint['vocab_size']} different tokens, not {vocab_size}")
         model.load_state_dict(checkpoint["model"])

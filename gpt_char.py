@@ -385,8 +385,8 @@ def load_checkpoint(path):
                 raise ValueError("is damaged, its checksums are wrong")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         for name in ("n_layer", "n_head", "n_embd", "block_size", "optimizer"):
-            if checkpoint["config"][name] != config[name]:
-                raise ValueError(f"was made with --{name}={checkpoint['config'][name]}")
+            if checkpoint["config"].get(name) != config[name]:
+                raise ValueError(f"was made with --{name}={checkpoint['config'].get(name)}")
         if checkpoint["chars"] != "".join(chars):
             raise ValueError(f"was trained on a text with other characters than {input_file}")
         model.load_state_dict(checkpoint["model"])
