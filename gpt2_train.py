@@ -875,5 +875,5 @@ if rank == 0:
     if best_val_loss < math.inf:
         print(f"final val loss {best_val_loss:.4f}")
 if world_size > 1:
-    del wrapped  # it holds on to the process group, whose threads must end before Python does
+    dist.barrier()  # meanwhile gloo's threads let go of their tensors, before Python ends
     dist.destroy_process_group()
