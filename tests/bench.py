@@ -20,6 +20,7 @@ Memory is what was allocated on the GPU at most; without one, the largest reside
 """
 
 import argparse
+import functools
 import json
 import math
 import multiprocessing
@@ -65,9 +66,17 @@ def child(job):
     def stamp(optimizer, *_):
         stamps.setdefault(id(optimizer), []).append(time.perf_counter())
 
+    curve = []  # seconds since the start of the process, and the loss that the script then prints
+
+    def timed_print(*values, **options):
+        print(*values, **options)
+        for loss in re.findall(r"val loss ([\d.]+)", str(values[0])):
+            curve.append((time.time() - job["start"], float(loss)))
+
     register_optimizer_step_post_hook(stamp)
+    g["print"] = timed_print
     exec(compile(source, str(path), "exec"), g)
-    result = {}
+    result = {"curve": curve}
     if torch.cuda.is_available():
         result["peak MiB"] = torch.cuda.max_memory_allocated() / 2**20
     elif Path("/proc/self/status").exists():
@@ -148,13 +157,17 @@ def measure_load(g, seconds):
     return {"tokens/s": step * g["total_batch_size"] / (time.perf_counter() - start)}
 
 
-def measure_attention(g, pattern, lengths, repeats):
-    """Forward and backward of attention with 6 heads of 64, medians in milliseconds."""
+def measure_attention(g, pattern, hop, lengths, repeats):
+    """Forward and backward of attention, medians in milliseconds: 6 heads of 64, or 3 of a hop."""
     gpu, result = torch.cuda.is_available(), {}
     attend = torch.compile(g["attend"], dynamic=False) if gpu else g["attend"]
+    torch.set_num_threads(1)
 
     def dense(q, k, v):
         return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+    def one_hop(q, k, v):
+        return attend(q, k, v, hop, 0.0)
 
     def sparse(q, k, v):  # half of the heads take each hop
         halves = zip((1, 2), *(x.chunk(2, dim=1) for x in (q, k, v)))
@@ -163,12 +176,13 @@ def measure_attention(g, pattern, lengths, repeats):
     for T in lengths:
         g.update(pattern=pattern, stride=2 ** int(math.log2(T) / 2), summary=4 if T <= 1024 else 8)
         kind = dict(device=g["device"], dtype=torch.bfloat16 if gpu else torch.float32)
-        q, k, v, dy = (torch.randn(1, 6, T, 64, requires_grad=True, **kind) for _ in range(4))
-        times = []
+        shape, times = (1, 3 if hop else 6, T, 64), []
+        q, k, v, dy = (torch.randn(shape, requires_grad=True, **kind) for _ in range(4))
+        attention = dense if pattern == "dense" else one_hop if hop else sparse
         for _ in range(repeats + 1):
             q.grad = k.grad = v.grad = None
             start = now()
-            (dense if pattern == "dense" else sparse)(q, k, v).backward(dy)
+            attention(q, k, v).backward(dy)
             times.append(1000 * (now() - start))
         result[f"T = {T}: ms"] = statistics.median(times[1:])  # the first warms up
     return result
@@ -210,6 +224,7 @@ def run(job):
     """Do a job in a new process; returns its result, with the seconds of the whole process."""
     if "script" in job and not (WORK / job["script"]).exists():
         raise RuntimeError(f"{job['script']} is not there")
+    job |= {"start": time.time()}
     command = job.get("command") or [__file__, "--child", json.dumps(job)]
     env = os.environ | {"TIKTOKEN_CACHE_DIR": "data/tiktoken", "PYTHONDONTWRITEBYTECODE": "1"}
     shutil.rmtree(WORK / "out", ignore_errors=True)
@@ -442,28 +457,54 @@ def train():
 
 
 def sparse():
-    gpu, quick, patterns = bool(machine["gpu"]), args.quick, ("dense", "strided", "fixed")
+    gpu, quick = bool(machine["gpu"]), args.quick
     T = (64, 256) if quick else (8192, 16384, 32768, 65536) if gpu else (1024, 4096, 16384)
     flags = "--max_iters=0 --max_new_tokens=1 --model=char --data_dir=data/shakespeare/bytes"
     flags += " --block_size=64 --stride=8 --total_batch_size=64 --compile=False"
-    kinds = {p: job("ours/sparse_gpt.py", flags, attention=[p, T, 5]) for p in patterns}
+    kinds = {"dense": ("dense", 0), "strided": ("strided", 0), "fixed": ("fixed", 0)}
+    kinds |= {f"{p}, hop {h} of 3 heads": (p, h) for p in ("strided", "fixed") for h in (1, 2)}
+    for name, (pattern, hop) in kinds.items():
+        kinds[name] = job("ours/sparse_gpt.py", flags, attention=[pattern, hop, T, 5])
     measures = [f"T = {t}: ms" for t in T]
-    data = in_turn(kinds, measures)
-    table("Attention, forward and backward, 6 heads of 64", data, *measures)
-    flags = f"--max_iters={2 if quick else 10} --eval_tokens=1 --max_new_tokens=1"
-    flags += " --data_dir=data/shakespeare/bytes --hellaswag=False"
-    flags += " --total_batch_size=65536" if gpu else ""
-    kinds = {p: job("ours/sparse_gpt.py", f"{flags} --pattern={p}") for p in patterns}
+    title = "Attention, forward and backward, 6 heads of 64" + ("" if gpu else ", one thread")
+    table(title, in_turn(kinds, measures), *measures)
+
+    def train(pattern, n, *more):
+        flags = f"--pattern={pattern} --position_dims=2 --max_iters={n} --max_new_tokens=1"
+        flags += " --data_dir=data/shakespeare/bytes --hellaswag=False"
+        flags += " --total_batch_size=65536" if gpu else ""
+        return job("ours/sparse_gpt.py", " ".join([flags, *more]))
+
+    few = 2 if quick else 10
+    kinds = {p: train(p, few, "--eval_tokens=1") for p in ("dense", "strided", "fixed")}
     data = in_turn(kinds, ("ms per step", "peak MiB"))
     table("A training step of the preset", data, "ms per step", "peak MiB")
+
+    pace = {name: statistics.median(row["ms per step"]) for name, row in data.items()}
+    n = 5 if quick else 2000  # the preset's on a CPU
+    fewer, rows = max(2, round(n * pace["fixed"] / pace["dense"])), {}
+    for seed in range(1337, 1337 + args.rounds):
+        kinds = {"dense": train("dense", fewer, f"--seed={seed}")}
+        kinds["fixed"] = train("fixed", n, f"--seed={seed}")
+        for name, row in in_turn(kinds, ("final val loss", "train s", "steps"), rounds=1).items():
+            for measure, values in row.items():
+                rows.setdefault(name, {}).setdefault(measure, []).extend(values)
+    table("The loss at equal time, another seed in each round", rows, "train s")
 
 
 def ladder():
     names = ("bigram", "v2_attention", "gpt_char", "gpt2_train", "sparse_gpt")
-    flags = "--max_iters=2 --max_new_tokens=1" if args.quick else ""
-    kinds = {name: job(f"ours/{name}.py", flags) for name in names}
+    flags, curves = "--max_iters=2 --max_new_tokens=1" if args.quick else "", {}
+
+    def whole(name):
+        result = run(job(f"ours/{name}.py", flags))
+        curves.setdefault(name, result["curve"])
+        return result
+
     measures = ("wall s", "peak MiB", "final val loss")
-    table("Every script without arguments", in_turn(kinds, measures))
+    data = in_turn({name: functools.partial(whole, name) for name in names}, measures)
+    table("Every script without arguments", data)
+    tables["Curves of the first round: seconds since the start, val loss"] = curves
 
 
 def data():
