@@ -70,7 +70,7 @@ def child(job):
 
     def timed_print(*values, **options):
         print(*values, **options)
-        for loss in re.findall(r"val loss ([\d.]+)", str(values[0])):
+        for loss in re.findall(r"val[ _]loss ([\d.]+)", str(values[0])):
             curve.append((time.time() - job["start"], float(loss)))
 
     register_optimizer_step_post_hook(stamp)

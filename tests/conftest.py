@@ -1,6 +1,7 @@
 """What all tests share: a text, a folder to work in, and two ways to run a script.
 
-No test needs the network, a GPU, or a file that is not in the repository.
+No test needs a GPU or a file that is not in the repository. Those that need GPT-2's encoding, which
+comes from a package index, are skipped where it can't be had.
 """
 
 import contextlib
@@ -133,6 +134,18 @@ def prepare(folder):
     names["download"] = lambda url: pytest.fail("a test must not use the network")
     names["run"] = lambda *args: capture(["prepare_shakespeare.py", *args], names["main"])
     return names
+
+
+@pytest.fixture(scope="session")
+def encoding(tmp_path_factory):
+    """GPT-2's encoding by tiktoken; the scripts that are run find its files, too."""
+    if not os.path.isabs(os.environ.get("TIKTOKEN_CACHE_DIR", "")):  # our scripts set one, too
+        os.environ["TIKTOKEN_CACHE_DIR"] = str(tmp_path_factory.mktemp("tiktoken"))
+    script = runpy.run_path(str(ROOT / "prepare_shakespeare.py"), run_name="prepare_shakespeare")
+    try:
+        return script["get_gpt2_encoding"]()
+    except SystemExit as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture

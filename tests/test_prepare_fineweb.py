@@ -32,18 +32,6 @@ p.BUFFER_SIZE, p.PIECE_SIZE = 20_000, 500
 """
 
 
-@pytest.fixture(scope="session")
-def encoding(tmp_path_factory):
-    """GPT-2's encoding by tiktoken; the scripts that are run find its files, too."""
-    if not os.path.isabs(os.environ.get("TIKTOKEN_CACHE_DIR", "")):  # our scripts set one, too
-        os.environ["TIKTOKEN_CACHE_DIR"] = str(tmp_path_factory.mktemp("tiktoken"))
-    script = runpy.run_path(str(ROOT / "prepare_shakespeare.py"), run_name="prepare_shakespeare")
-    try:
-        return script["get_gpt2_encoding"]()
-    except SystemExit as error:
-        pytest.skip(str(error))
-
-
 def start(folder, *args, setup="", **env):
     code = SETUP.format(root=str(ROOT)) + setup + "\np.main()"
     env = {**os.environ, "NO_PROXY": "*", "HF_HOME": str(folder / "hf"), **env}
