@@ -149,7 +149,8 @@ def measure_sample(g, tokens, use_cache):
     return {"tokens/s": tokens / (now() - start)}
 
 
-def measure_load(g, seconds):
+def measure_load(g, seconds, threads):
+    torch.set_num_threads(threads)  # as torchrun does
     start, step = time.perf_counter(), 0
     while time.perf_counter() < start + seconds:
         g["get_batch"](step, 0)
@@ -471,25 +472,26 @@ def sparse():
 
     def train(pattern, n, *more):
         flags = f"--pattern={pattern} --position_dims=2 --max_iters={n} --max_new_tokens=1"
-        flags += " --data_dir=data/shakespeare/bytes --hellaswag=False"
+        flags += " --data_dir=data/shakespeare/bytes --hellaswag=False --eval_interval=1000000"
         flags += " --total_batch_size=65536" if gpu else ""
         return job("ours/sparse_gpt.py", " ".join([flags, *more]))
 
-    few = 2 if quick else 10
-    kinds = {p: train(p, few, "--eval_tokens=1") for p in ("dense", "strided", "fixed")}
-    data = in_turn(kinds, ("ms per step", "peak MiB"))
-    table("A training step of the preset", data, "ms per step", "peak MiB")
+    few, n = (2, 5) if quick else (10, 1000)
+    longer = "--block_size=16384 --stride=128" if gpu else "--block_size=2048 --stride=64"
+    for title, size in ("the preset", ""), ("twice its context", longer):
+        kinds = {p: train(p, few, "--eval_tokens=1", size) for p in ("dense", "strided", "fixed")}
+        data = in_turn(kinds, ("ms per step", "peak MiB"))
+        table(f"A training step, {title}", data, "ms per step", "peak MiB")
 
     pace = {name: statistics.median(row["ms per step"]) for name, row in data.items()}
-    n = 5 if quick else 2000  # the preset's on a CPU
     fewer, rows = max(2, round(n * pace["fixed"] / pace["dense"])), {}
     for seed in range(1337, 1337 + args.rounds):
-        kinds = {"dense": train("dense", fewer, f"--seed={seed}")}
-        kinds["fixed"] = train("fixed", n, f"--seed={seed}")
+        kinds = {"dense": train("dense", fewer, size, f"--seed={seed}")}
+        kinds["fixed"] = train("fixed", n, size, f"--seed={seed}")
         for name, row in in_turn(kinds, ("final val loss", "train s", "steps"), rounds=1).items():
             for measure, values in row.items():
                 rows.setdefault(name, {}).setdefault(measure, []).extend(values)
-    table("The loss at equal time, another seed in each round", rows, "train s")
+    table(f"The loss at equal time, {title}, another seed in each round", rows, "train s")
 
 
 def ladder():
@@ -508,7 +510,7 @@ def ladder():
 
 
 def data():
-    count, seconds, megabytes = (10**6, 0.3, 0.3) if args.quick else (10**8, 5, 100)
+    count, seconds, megabytes = (10**6, 0.3, 0.3) if args.quick else (10**8, 5, 250)
     rng, folder = np.random.default_rng(0), WORK / "data/loader"
     for name, n in (("x_val_000000.bin", 10**5), ("x_train_000001.bin", count)):
         header = np.zeros(256, dtype="<i4")
@@ -519,7 +521,8 @@ def data():
     flags += " --max_iters=0 --max_new_tokens=1 --device=cpu --n_layer=1 --n_head=1 --n_embd=16"
 
     def load(processes):
-        jobs = [job("ours/gpt2_train.py", flags, load=[seconds])] * processes
+        threads = max(1, machine["cores"] // processes)
+        jobs = [job("ours/gpt2_train.py", flags, load=[seconds, threads])] * processes
         with ThreadPoolExecutor() as pool:
             speed = sum(result["tokens/s"] for result in pool.map(run, jobs))
         return {"tokens/s": speed, "of 40M tokens/s": speed / 40e6}  # 10 x that of 8 H100s
