@@ -33,6 +33,7 @@ Diff against gpt2_train.py
 """
 
 import csv
+import ctypes
 import difflib
 import functools
 import json
@@ -509,6 +510,9 @@ class GPT(nn.Module):
         self.ln_f = nn.LayerNorm(n_embd)
         self.lm_head = nn.Linear(n_embd, len(self.wte.weight), bias=False)
         self.lm_head.weight = self.wte.weight  # tied: one matrix reads and writes tokens
+        # Takes the rows beyond vocab_size out of the softmax: 0.93 of the time of cutting them off
+        self.padding = torch.zeros(len(self.wte.weight), device=device)
+        self.padding[vocab_size:] = -math.inf
         for name, p in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(p)
@@ -535,15 +539,20 @@ class GPT(nn.Module):
             x = self.drop(x)
             for block in self.h:
                 x = block(x)
-            logits = self.lm_head(self.ln_f(x))[..., :vocab_size].float()  # (B, T, V)
+            logits = F.linear(self.ln_f(x), self.lm_head.weight, self.padding).float()
         if targets is None:
-            return logits, None
+            return logits[..., :vocab_size], None
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
         return None, loss  # logits that nobody asks for need not be stored when compiled
 
 
 torch.manual_seed(seed)
 torch.set_float32_matmul_precision("high")  # where float32 is left on a GPU, use its fast form
+if device == "cpu" and sys.platform == "linux":
+    # Large tensors reuse memory, instead of having the system clear new pages in every step: half
+    # of the time of a step with GPT-2's vocabulary, 0.85 of it with bytes
+    for option, value in ((-4, 0), (-1, -1)):  # glibc's M_MMAP_MAX and M_TRIM_THRESHOLD
+        ctypes.CDLL(None).mallopt(option, value)
 model = GPT().to(device)
 n_params = sum(p.numel() for p in model.parameters())
 log(
