@@ -5,8 +5,9 @@ rest of its last line (a comment may not change unnoticed either).
 """
 
 import ast
-import difflib
 import re
+import runpy
+import shutil
 from pathlib import Path
 
 import pytest
@@ -98,15 +99,23 @@ def test_command_line_is_the_same_to_the_letter(name):
     assert section(sources[0], "Command line") == section(sources[1], "Command line")
 
 
+@pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
+@pytest.mark.parametrize("old, new", PAIRS)
+def test_diffs_on_the_web_page_are_true(old, new):
+    """After a change of a script: python assets/write_diffs.py"""
+    diff = runpy.run_path(str(ROOT / "assets/write_diffs.py"))["diff"]
+    path = ROOT / "assets/diffs" / new.replace(".py", ".diff")
+    assert path.read_text(encoding="utf-8") == diff(old, new)
+
+
 def test_readme_table_counts_lines():
-    """The columns "lines" and "changed" of the README's ladder are those of the files."""
-    rows = re.findall(r"^\| `(\w+\.py)` \|.*?\| ([\d,]+) \| ?([\d,]*) \|", README, flags=re.M)
-    assert [name for name, _, _ in rows] == LADDER
-    old = None
+    """The columns "lines" and "diff" of the README's ladder are those of the files."""
+    rows = re.findall(r"^\| \[(\w+)\.py\]\S+ \| .*? \| (\d+) \| (\S*) ?\|$", README, flags=re.M)
+    assert [f"{name}.py" for name, _, _ in rows] == LADDER
     for name, lines, changed in rows:
-        new = (ROOT / name).read_text().splitlines()
-        assert int(lines.replace(",", "")) == len(new), name
-        if old is not None:
-            diff = list(difflib.unified_diff(old, new, n=0, lineterm=""))[2:]
-            assert int(changed) == sum(line[0] in "+-" for line in diff), name
-        old = new
+        assert int(lines) == len((ROOT / f"{name}.py").read_text().splitlines()), name
+        path = ROOT / f"assets/diffs/{name}.diff"
+        if path.exists():  # the first has none
+            diff = path.read_text(encoding="utf-8").splitlines()[2:]
+            count = sum(line[0] in "+-" for line in diff)
+            assert changed == f"[{count}](assets/diffs/{name}.diff)"

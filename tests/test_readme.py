@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SCRIPTS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("*.py"))
 # Options of other programs, in code that is no command line of ours
-FOREIGN = {"--nproc_per_node", "--word-diff", "--help"}
+FOREIGN = {"--nproc_per_node", "--depth", "--word-diff", "--help"}
 
 
 @functools.cache
@@ -44,8 +44,8 @@ def flags_of(script):
 
 def code(markdown):
     """All fenced blocks that are shell, with continued lines joined, and all inline code."""
-    fences = re.findall(r"^```(\w*)\n(.*?)^```$", markdown, flags=re.M | re.S)
-    prose = re.sub(r"^```.*?^```$", "", markdown, flags=re.M | re.S)
+    fences = re.findall(r"^ *```(\w*)\n(.*?)^ *```$", markdown, flags=re.M | re.S)
+    prose = re.sub(r"^ *```.*?^ *```$", "", markdown, flags=re.M | re.S)
     lines = [
         line
         for kind, block in fences
@@ -106,7 +106,7 @@ def missing_files(markdown):
 def dead_links(markdown):
     """Every relative link or picture without its file, and every #anchor without its heading."""
     headings = re.findall(
-        r"^#+ (.+)$", re.sub(r"^```.*?^```$", "", markdown, flags=re.M | re.S), re.M
+        r"^#+ (.+)$", re.sub(r"^ *```.*?^ *```$", "", markdown, flags=re.M | re.S), re.M
     )
     anchors = {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}
     dead = []
