@@ -423,7 +423,7 @@ def train():
     table(f"{title} tokens per step", data, "tokens/s", "peak MiB")
 
     # Both optimizers at several learning rates, then each at its best
-    n, total = (3, total) if quick else (300, 65_536) if gpu else (200, total)
+    n, total = (3, total) if quick else (300, 65_536) if gpu else (100, total)
     measures = ("final val loss", "train s", "steps")
 
     def compare(optimizer, rate, n):
@@ -443,7 +443,7 @@ def train():
     }
     table("Muon against AdamW, each at its best rate", in_turn(kinds, measures), "train s")
 
-    tokens = 3 if quick else 500  # 500 is sample.py's own
+    tokens = 3 if quick else 200
     flags = "--model=gpt2 --block_size=1024 --total_batch_size=1024 --data_dir=data/gpt2"
     flags += " --max_iters=0 --max_new_tokens=1"
     edits = {r"GPT\.from_pretrained\(.*\)$": "GPT(GPTConfig())"}  # random weights

@@ -39,8 +39,13 @@ LEFT_OUT = (
 def commands():
     """Every command of the README, in order: those in blocks of shell, and whole ones in a line."""
     found = []
-    for block, inline in re.findall(r"^```sh\n(.*?)^```$|`([^`\n]+)`", README, re.M | re.S):
-        for line in (block or inline).replace("\\\n", " ").splitlines():
+    for kind, block, inline in re.findall(
+        r"^ *```(\w*)\n(.*?)^ *```$|`([^`]+)`", README, re.M | re.S
+    ):
+        if block and kind != "sh":
+            continue
+        lines = block.replace("\\\n", " ").splitlines() or [" ".join(inline.split())]
+        for line in lines:
             for command in re.split(" && ", line.split("  #")[0].strip()):
                 if re.match(r"(python|torchrun|git|export|pip|pytest|\.) ", command):
                     found.append(re.sub(" +", " ", command))
