@@ -2,7 +2,8 @@
 The README's numbers, measured side by side with those of other repositories.
 
     python tests/bench.py char              gpt_char.py: loss against time, time per step
-    python tests/bench.py train             gpt2_train.py: speed, memory, Muon, sampling
+    python tests/bench.py train             gpt2_train.py: speed, memory, Muon against AdamW
+    python tests/bench.py sample            gpt2_train.py: sampling with a cache and without
     python tests/bench.py sparse            sparse_gpt.py: sparse attention against dense
     python tests/bench.py ladder            every script without arguments
     python tests/bench.py data              prepare_fineweb.py, and the loader of gpt2_train.py
@@ -443,7 +444,9 @@ def train():
     }
     table("Muon against AdamW, each at its best rate", in_turn(kinds, measures), "train s")
 
-    tokens = 3 if quick else 200
+
+def sample():
+    tokens = 3 if args.quick else 500  # 500 is sample.py's own
     flags = "--model=gpt2 --block_size=1024 --total_batch_size=1024 --data_dir=data/gpt2"
     flags += " --max_iters=0 --max_new_tokens=1"
     edits = {r"GPT\.from_pretrained\(.*\)$": "GPT(GPTConfig())"}  # random weights
@@ -632,7 +635,14 @@ if __name__ == "__main__":
         sys.exit()
     if sys.argv[1:2] == ["--pool"]:
         sys.exit(tokenize_with_pool(*sys.argv[2:4], int(sys.argv[4])))
-    PARTS = {"char": char, "train": train, "sparse": sparse, "ladder": ladder, "data": data}
+    PARTS = {
+        "char": char,
+        "train": train,
+        "sample": sample,
+        "sparse": sparse,
+        "ladder": ladder,
+        "data": data,
+    }
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
