@@ -18,8 +18,8 @@ benchmarks; OpenAI's weights in and out; and sampling that does not compute anyt
     python gpt2_train.py --max_iters=0 --export_dir=out/hf    for HuggingFace's transformers
 
 The same command goes on where an interrupted run ended, also on another number of GPUs.
-Expect on two cores of an Intel Xeon a final val loss of about 1.49 (gpt_char.py: 1.50) after three
-and a quarter minutes. On GPUs its speed and loss are not measured yet.
+Expect on two cores of an Intel Xeon a final val loss of about 1.49 (gpt_char.py: 1.50) after two
+and a half minutes. On GPUs its speed and loss are not measured yet.
 
 Diff against gpt_char.py
 Data

@@ -14,7 +14,7 @@ These are the Sparse Transformers of Child et al. 2019 (arXiv 1904.10509); the r
     python sparse_gpt.py --show_pattern --block_size=256 --stride=16 --summary=2
 
 All else is done as with gpt2_train.py. Expect on two cores of an Intel Xeon a final val loss of
-about 1.53 after three and a quarter minutes. On GPUs its speed and loss are not measured yet.
+about 1.53 after two and three quarter minutes. On GPUs its speed and loss are not measured yet.
 
 Diff against gpt2_train.py
 + pattern, stride, summary: which of the earlier positions are seen

@@ -37,6 +37,7 @@ for name, points in curves.items():
         xytext={"gpt_char": (-120, -12), "sparse_gpt": (8, 8)}.get(name, (8, -5)),
         textcoords="offset points",
         color=line.get_color(),
+        bbox=dict(facecolor="white", edgecolor="none", pad=1),
     )
 axes.set(xscale="log", xlabel="seconds since the start of the command, on two cores")
 axes.set(ylabel="validation loss (nats per character)", ylim=(1.3, 4.3))
