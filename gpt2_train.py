@@ -70,6 +70,7 @@ Sampling
 
 import argparse
 import ctypes
+import errno
 import functools
 import json
 import math
@@ -323,8 +324,7 @@ def shuffled_windows(epoch):
 def get_batch(step, micro_step):
     """x, y (B, T) of one micro-step of this process.
 
-    A step takes the next total_batch_size / block_size windows of the epoch, and its micro-steps
-    and processes share them out: so a run on any number of GPUs, resumed or not, sees the same.
+    A step takes the next windows of the epoch; micro-steps and processes, however many, share them.
     """
     i = ((step * accumulation + micro_step) * world_size + rank) * batch_size
     places = [divmod(j, int(first_windows["train"][-1])) for j in range(i, i + batch_size)]
@@ -492,10 +492,7 @@ def estimate_loss():
 
 @torch.no_grad()
 def hellaswag_accuracy():
-    """Share of HellaSwag's questions (Zellers et al. 2019) that the model answers right.
-
-    Of the four endings of a context it chooses the one whose tokens are the likeliest on average.
-    """
+    """Share of HellaSwag's questions (Zellers et al. 2019) whose right ending is the likeliest."""
     model.eval()
     right = count = 0
     for first in range(8 * rank, len(questions), 8 * world_size):  # 8 questions at a time
@@ -594,7 +591,7 @@ def save_checkpoint(names, step, best_val_loss):
                 shutil.copyfile(written, link)
             os.replace(link, Path(out_dir, name))
     except (OSError, RuntimeError) as error:
-        sys.exit(f"{out_dir}: {error}; free some space or choose another --out_dir")
+        sys.exit(f"{out_dir}/{names[0]}: {error}; free some space or choose another --out_dir")
     finally:
         written.unlink(missing_ok=True)
 
@@ -603,7 +600,8 @@ def load_checkpoint(path, only_model=False):
     """Make model and optimizers what they were at save_checkpoint; returns step, best_val_loss."""
     try:
         with zipfile.ZipFile(path) as archive:
-            if archive.testzip() is not None:  # torch.load does not look at its checksums
+            # torch.load does not look at checksums, and takes what is marked a folder for empty
+            if archive.testzip() or any(entry.external_attr & 16 for entry in archive.infolist()):
                 raise ValueError("is damaged, its checksums are wrong")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         if checkpoint["shape"] != shape:
@@ -659,7 +657,8 @@ if max_iters > 0 and rank == 0:
         Path(out_dir).mkdir(parents=True, exist_ok=True)
         lock.acquire(blocking=False)
     except OSError as error:
-        sys.exit(f"{out_dir}: {error} Is another run using it? Choose another --out_dir")
+        if error.errno != errno.ENOLCK:  # that would be a file system without locks
+            sys.exit(f"{out_dir}: {error} Is another run using it? Choose another --out_dir")
 
 
 # -------------------------------------------------------------------------------- Training loop
@@ -706,7 +705,7 @@ batch = get_batch(first_step, 0)
 for step in range(first_step, max_iters):
     torch.manual_seed(hash((seed, step, rank)))  # so dropout depends on the step alone
     start = time.perf_counter()
-    model.zero_grad()
+    model.zero_grad()  # or gradients would add up
     loss_sum = torch.zeros((), device=device)
     for micro_step in range(accumulation):
         last = micro_step == accumulation - 1

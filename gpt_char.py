@@ -143,7 +143,10 @@ def get_batch(step):
     starts = rng.integers(block_size) + block_size * rng.permutation(windows)  # cut anew each time
     starts = torch.from_numpy(starts[i * batch_size : (i + 1) * batch_size])
     i = starts[:, None] + torch.arange(block_size)  # (B, T)
-    return train_data[i].to(device), train_data[i + 1].to(device)
+    x, y = train_data[i], train_data[i + 1]
+    if "cuda" in device:  # pinned, they are copied to the GPU while it still computes
+        x, y = x.pin_memory(), y.pin_memory()
+    return x.to(device, non_blocking=True), y.to(device, non_blocking=True)
 
 
 # ---------------------------------------------------------------------------------------- Model
@@ -348,8 +351,8 @@ def load_checkpoint(path):
             opt.load_state_dict(state)
         return checkpoint["step"], checkpoint["best_val_loss"]
     except Exception as error:  # whatever a damaged or foreign file leads to
-        reason = f"{path}: {type(error).__name__}: {error}".splitlines()[0]
-        sys.exit(f"{reason}; --init_from=scratch starts anew, --out_dir=... elsewhere")
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        sys.exit(f"{path}: {reason}; --init_from=scratch starts anew, --out_dir=... elsewhere")
 
 
 first_step, best_val_loss = 0, torch.inf

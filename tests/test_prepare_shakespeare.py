@@ -78,8 +78,10 @@ def fake(folder, monkeypatch):
         (place / "bin/uv").write_text(f"#!{sys.executable}\n{FAKE % names}")
         (place / "bin/uv").chmod(stat.S_IRWXU)
         monkeypatch.setenv("PATH", str(place / "bin" if tool == "uv" else place))
-        if tool == "pip":
+        monkeypatch.delenv("UV", raising=False)
+        if tool == "pip":  # also where there is no real one
             monkeypatch.setenv("PYTHONPATH", str(place))
+            monkeypatch.syspath_prepend(place)
         else:
             monkeypatch.setitem(sys.modules, "pip", None)
 
