@@ -5,6 +5,7 @@ comes from a package index, are skipped where it can't be had.
 """
 
 import contextlib
+import gc
 import io
 import os
 import random
@@ -12,6 +13,8 @@ import runpy
 import signal
 import subprocess
 import sys
+import threading
+import traceback
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,12 +24,13 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch  # noqa: E402
+import torch._dynamo  # noqa: E402  # every optimizer wants it: here it is imported once for all
 
 ROOT = Path(__file__).parent.parent
 
 # A gpt_char of milliseconds. Dropout is on: without it a wrong random state would go unnoticed
 TINY = ["--n_layer=2", "--n_head=2", "--n_embd=16", "--block_size=16", "--batch_size=4"]
-TINY += ["--dropout=0.1", "--eval_iters=2", "--warmup_iters=2", "--bfloat16=False"]
+TINY += ["--dropout=0.1", "--warmup_iters=2", "--bfloat16=False"]
 
 
 def markov_text(length, seed):
@@ -59,6 +63,16 @@ def tiny():
     return TINY
 
 
+@pytest.fixture(autouse=True)
+def same_torch():
+    """What a script sets for its whole process does not reach the next test."""
+    cuda, precision = torch.backends.cuda, torch.get_float32_matmul_precision()
+    yield
+    cuda.enable_flash_sdp(True)
+    cuda.allow_fp16_bf16_reduction_math_sdp(False)
+    torch.set_float32_matmul_precision(precision)
+
+
 def capture(argv, call):
     """Call call() as the program argv and return its code, out and err, and what it returned."""
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
@@ -86,7 +100,8 @@ def capture(argv, call):
 def names_of(script, run_name="__main__"):
     """Run a script and return its top-level names; what is set in them, its functions see."""
     names = runpy.run_path(str(ROOT / script), run_name=run_name)
-    return next(v.__globals__ for v in names.values() if hasattr(v, "__globals__"))
+    ours = [v for v in names.values() if getattr(v, "__module__", "") == run_name]
+    return next(v.__globals__ for v in ours if hasattr(v, "__globals__"))
 
 
 def run_here(script, *args):
@@ -148,6 +163,93 @@ def encoding(tmp_path_factory):
         pytest.skip(str(error))
 
 
+class Forked:
+    """A script as a process of its own, used like subprocess.Popen(command, text=True, pipes ...).
+
+    It is a copy of this process, so torch is imported already: the newest one takes some seconds
+    for that. What a test has patched is patched there, too.
+    """
+
+    def __init__(self, command, env=None, cwd=None, encoding="utf-8"):
+        (self.out, out), (self.err, err) = os.pipe(), os.pipe()
+        self.pid, self.returncode = os.fork(), None
+        if self.pid == 0:
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            os.dup2(out, 1), os.dup2(err, 2)
+            gc.freeze()  # or garbage would later close what then has its number: a checkpoint
+            os.closerange(3, 100)
+            self.become(command, env, cwd, encoding)
+        os.close(out), os.close(err)
+        self.stdout = open(self.out, encoding=encoding, errors="replace")
+        self.stderr = open(self.err, encoding=encoding, errors="replace")
+
+    def become(self, command, env, cwd, encoding):
+        code = 1
+        try:
+            sys.stdin = open(0, closefd=False)
+            sys.stdout = open(1, "w", encoding=encoding, closefd=False)
+            sys.stderr = open(2, "w", encoding=encoding, closefd=False)
+            os.chdir(cwd or ".")
+            if env is not None:
+                os.environ.clear(), os.environ.update(env)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            sys.argv = [str(word) for word in command[1:]]  # without the interpreter
+            sys.path.insert(0, str(Path(sys.argv[0]).parent))
+            sys.modules["__main__"].__dict__.pop("__file__", None)
+            runpy.run_path(sys.argv[0], run_name="__main__")
+            code = 0
+        except SystemExit as end:  # do as Python does
+            if isinstance(end.code, str):
+                print(end.code, file=sys.stderr)
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(Exception):
+                    stream.flush()
+            os._exit(code)
+
+    def poll(self, flags=os.WNOHANG if hasattr(os, "WNOHANG") else 0):
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, flags)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def wait(self):
+        return self.poll(0)
+
+    def send_signal(self, signum):
+        if self.poll() is None:
+            os.kill(self.pid, signum)
+
+    def kill(self):
+        self.send_signal(signal.SIGKILL)
+
+    def terminate(self):
+        self.send_signal(signal.SIGTERM)
+
+    def communicate(self, timeout=300):
+        timer = threading.Timer(timeout, self.kill)
+        timer.start()
+        texts = {}
+        reader = threading.Thread(target=lambda: texts.update(err=self.stderr.read()))
+        reader.start()
+        texts["out"] = "" if self.stdout.closed else self.stdout.read()
+        reader.join(), self.wait(), timer.cancel()
+        return texts["out"], texts["err"]
+
+
+def popen(command, env=None, cwd=None, encoding="utf-8"):
+    """Start [python, script, argument, ...]: forked where that is possible, or else for real."""
+    if hasattr(os, "fork") and str(command[1]).endswith(".py"):
+        return Forked(command, env, cwd, encoding)
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    command = [str(word) for word in command]
+    return subprocess.Popen(command, env=env, cwd=cwd, encoding=encoding, **pipes)
+
+
 @pytest.fixture
 def start(folder):
     """start(script, *args): start a script as a process of its own; it does not outlive the test.
@@ -161,9 +263,7 @@ def start(folder):
     processes = []
 
     def start(script, *args):
-        command = [sys.executable, str(ROOT / script), *args]
-        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        processes.append(subprocess.Popen(command, env=env, text=True, **pipes))
+        processes.append(popen([sys.executable, ROOT / script, *args], env=env))
         return processes[-1]
 
     yield start
@@ -182,18 +282,19 @@ def tree(folder):
 def direct_loss():
     """direct_loss(names, data): the mean cross-entropy of the script's model, computed plainly.
 
-    The data is predicted window by window, one at a time, every character but the first once.
+    The data is predicted in whole windows, one at a time, every character but the first once.
     """
 
     def direct_loss(names, data):
         losses = []
         names["model"].eval()
         with torch.no_grad():
-            for i in range(0, len(data) - 1, names["block_size"]):
-                x = data[i : i + names["block_size"]][: len(data) - 1 - i]
-                logp = names["model"](x[None])[0][0].double().log_softmax(-1)
+            whole = (len(data) - 1) // names["block_size"] * names["block_size"]
+            for i in range(0, whole, names["block_size"]):
+                x = data[i : i + names["block_size"]]
+                logp = names["model"].logits(x[None])[0].double().log_softmax(-1)
                 losses += [-logp[t, data[i + t + 1]].item() for t in range(len(x))]
-        assert len(losses) == len(data) - 1
+        assert len(data) - 1 - names["block_size"] < len(losses) <= len(data) - 1
         return sum(losses) / len(losses)
 
     return direct_loss

@@ -1,5 +1,6 @@
 """gpt_char.py: the model against formulas, and runs that end early and go on."""
 
+import io
 import math
 import os
 import random
@@ -8,8 +9,10 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 
 class Killed(BaseException):
@@ -20,27 +23,80 @@ def read(path):
     return torch.load(path, weights_only=True)
 
 
-def assert_same(a, b):
-    """Checkpoints equal to the bit: weights, optimizers, step. The config names the folder."""
-    assert a.keys() == b.keys()
-    for key in a.keys() - {"config"}:
-        _assert_same(a[key], b[key], key)
-
-
-def _assert_same(a, b, where):
+def assert_same(a, b, where="checkpoint"):
+    """Checkpoints equal to the bit: weights, optimizers, step, all there is."""
     assert type(a) is type(b), where
     if isinstance(a, torch.Tensor):
         assert torch.equal(a, b), where
     elif isinstance(a, dict):
         assert a.keys() == b.keys(), where
         for key in a:
-            _assert_same(a[key], b[key], f"{where}.{key}")
+            assert_same(a[key], b[key], f"{where}.{key}")
     elif isinstance(a, list | tuple):
         assert len(a) == len(b), where
         for i, (left, right) in enumerate(zip(a, b)):
-            _assert_same(left, right, f"{where}.{i}")
+            assert_same(left, right, f"{where}.{i}")
     else:
         assert a == b, where
+
+
+# ----------------------------------------------------------------------------------------- Data
+def starts_of(names, epoch):
+    """Where the windows of an epoch begin, batch by batch; the text is its own positions."""
+    batches = (len(names["train_data"]) // names["block_size"] - 1) // names["batch_size"]
+    xs, ys = zip(*(names["get_batch"](epoch * batches + i) for i in range(batches)))
+    for x, y in zip(xs, ys):
+        assert torch.equal(x, x[:, :1] + torch.arange(names["block_size"]))  # neighbours
+        assert torch.equal(y, x + 1)
+    return torch.cat(xs)[:, 0].tolist()
+
+
+@pytest.mark.parametrize(
+    "length, batch_size", [(16 * 41, 10), (16 * 41 + 15, 40), (16 * 45 + 3, 6)]
+)
+def test_an_epoch_visits_every_window_once(load, tiny, length, batch_size):
+    names = load("gpt_char.py", *tiny, f"--batch_size={batch_size}")
+    names["train_data"] = torch.arange(length)
+    windows = length // 16 - 1
+    visited = windows // batch_size * batch_size  # what does not fill a batch waits for its chance
+    shifts, orders, left_out = [], [], set()
+    for epoch in range(100):
+        starts = starts_of(names, epoch)
+        shift = starts[0] % 16
+        # the text from the shift on is cut into windows, and each of them is there once
+        assert len(set(starts)) == len(starts) == visited
+        assert set(starts) <= set(range(shift, shift + 16 * windows, 16))
+        if visited == windows:
+            assert sorted(starts) == list(range(shift, shift + 16 * windows, 16))
+        left_out |= set(range(windows)) - {start // 16 for start in starts}
+        shifts.append(shift), orders.append(tuple(start // 16 for start in starts))
+    assert set(shifts) == set(range(16))  # cut at any place, usually another one than before
+    assert sum(a != b for a, b in zip(shifts, shifts[1:])) > 80
+    assert len(set(orders)) == 100  # in another order each time
+    assert visited == windows or left_out == set(range(windows))  # no window is never seen
+    # the cut that is furthest to the right still has a character to predict, the last one
+    assert max(shifts) + 16 * windows <= length - 1
+
+
+def test_batch_is_a_function_of_seed_and_step(load, tiny):
+    names = load("gpt_char.py", *tiny)
+    steps = [0, 700, 3, 100_000, 3, 0]
+    batches = []
+    for i, step in enumerate(steps):  # whatever was asked before, whatever was drawn
+        torch.manual_seed(i), np.random.seed(i), random.seed(i)
+        state = torch.get_rng_state()
+        batches.append(names["get_batch"](step))
+        assert torch.equal(torch.get_rng_state(), state)
+    again = load("gpt_char.py", *tiny)
+    for i, step in enumerate(steps):
+        for a, b in zip(batches[i], again["get_batch"](step)):
+            assert torch.equal(a, b)
+        for j in range(i):
+            assert torch.equal(batches[i][0], batches[j][0]) == (steps[i] == steps[j])
+    other = load("gpt_char.py", *tiny, "--seed=5")
+    assert not any(
+        torch.equal(batches[i][0], other["get_batch"](s)[0]) for i, s in enumerate(steps)
+    )
 
 
 # ---------------------------------------------------------------------------------------- Model
@@ -75,21 +131,19 @@ def test_tying_survives_a_checkpoint(run, tiny):
 def test_initial_weights(load):
     model = load("gpt_char.py", *shape_args(4, 4, 128, 128))["model"]
     for name, p in model.named_parameters():
-        if name.endswith("bias"):
+        if name.endswith(("bias", "c_proj.weight")):  # the blocks add nothing
             assert (p == 0).all(), name
         elif p.ndim == 1:
             assert (p == 1).all(), name  # gain of a LayerNorm
         else:
-            std = 0.02 / math.sqrt(2 * 4) if "c_proj" in name else 0.02
-            assert p.std().item() == pytest.approx(std, rel=0.05), name
-            assert abs(p.mean().item()) < 0.1 * std, name
+            assert p.std().item() == pytest.approx(0.02, rel=0.05), name
+            assert abs(p.mean().item()) < 0.1 * 0.02, name
 
 
 @pytest.mark.parametrize("args", [[], ["--bfloat16=True"], shape_args(2, 2, 16, 16)])
 def test_initial_loss_is_that_of_a_guess(load, args):
     names = load("gpt_char.py", *args)
-    loss = names["estimate_loss"](names["val_data"])
-    assert loss == pytest.approx(math.log(names["vocab_size"]), abs=0.1)
+    assert names["estimate_loss"]() == pytest.approx(math.log(names["vocab_size"]), abs=0.1)
 
 
 def reference(weights, idx, n_layer, n_head):
@@ -121,39 +175,51 @@ def reference(weights, idx, n_layer, n_head):
     return norm(x, "ln_f") @ w["wte.weight"].T
 
 
+def shake(model, generator):
+    """Away from the start, where blocks, biases and gains do nothing."""
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.2 * torch.randn(p.shape, generator=generator))
+
+
 @pytest.mark.parametrize("shape", SHAPES[:2])
 def test_model_against_the_formulas(load, shape):
     names = load("gpt_char.py", *shape_args(*shape))
     model = names["model"].eval()
     generator = torch.Generator().manual_seed(1)
+    shake(model, generator)
     with torch.no_grad():
-        for p in model.parameters():  # away from the start, where biases and gains do nothing
-            p.add_(0.2 * torch.randn(p.shape, generator=generator))
         idx = torch.randint(names["vocab_size"], (2, shape[3] - 3), generator=generator)
         expected = reference(model.state_dict(), idx, shape[0], shape[1])
-        logits = model(idx)[0]
+        logits = model.logits(idx)
         assert expected.std() > 1
         torch.testing.assert_close(logits.double(), expected, rtol=1e-4, atol=1e-4)
-        names["bfloat16"] = True  # 8 bits of precision
-        assert (model(idx)[0] - expected).abs().mean() < 0.05 * expected.std()
+        half = load("gpt_char.py", *shape_args(*shape), "--bfloat16=True")["model"].eval()
+        half.load_state_dict(model.state_dict())  # 8 bits of precision, so it comes close only
+        difference = (half.logits(idx) - expected).abs().mean()
+        assert 1e-4 < difference < 0.05 * expected.std()
+        y = torch.randint(names["vocab_size"], idx.shape, generator=generator)
+        loss = -expected.log_softmax(-1).gather(2, y[..., None]).mean()
+        assert model(idx, y).item() == pytest.approx(loss.item(), rel=1e-5)
 
 
 def test_dropout_is_for_training_only(load):
     names = load("gpt_char.py", *shape_args(2, 2, 16, 16), "--dropout=0.5")
     model, idx = names["model"], names["val_data"][None, :16]
     assert model.training
-    assert not torch.equal(model(idx)[0], model(idx)[0])
-    losses = {names["estimate_loss"](names["val_data"]) for _ in range(2)}
+    assert not torch.equal(model.logits(idx), model.logits(idx))
+    losses = {names["estimate_loss"]() for _ in range(2)}
     assert len(losses) == 1 and model.training
     samples = {tuple(names["generate"](idx, 8, temperature=0)[0].tolist()) for _ in range(3)}
     assert len(samples) == 1 and model.training
-    assert torch.equal(model.eval()(idx)[0], model(idx)[0])
+    assert torch.equal(model.eval().logits(idx), model.logits(idx))
 
 
 def test_dropout_is_everywhere(load):
     """In the embedding, the attention weights, and behind both parts of a block."""
     names = load("gpt_char.py", *shape_args(1, 2, 16, 16), "--dropout=0.5")
     model = names["model"]
+    shake(model, torch.Generator().manual_seed(1))
     x = torch.randn(1, 16, 16)
     attn = model.h[0].attn
     assert not torch.equal(attn(x), attn(x))
@@ -162,7 +228,7 @@ def test_dropout_is_everywhere(load):
     calls = []
     for drop in drops:
         drop.register_forward_hook(lambda m, args, out: calls.append((out == 0).float().mean()))
-    model(names["val_data"][None, :16])
+    model.logits(names["val_data"][None, :16])
     assert len(calls) == 3  # embedding, attention, MLP
     assert all(0.3 < share < 0.7 for share in calls)
 
@@ -184,21 +250,24 @@ def test_learning_rate_at_its_ends(load, tiny):
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-def test_schedule_is_applied(run, tiny, monkeypatch, optimizer):
+def test_schedule_is_applied(run, tiny, optimizer):
     args = [*tiny, f"--optimizer={optimizer}", "--max_iters=6", "--learning_rate=0.01"]
     used = []
-    for kind in (torch.optim.Muon, torch.optim.AdamW):
 
-        def step(self, step=kind.step):
-            used.extend((type(self).__name__, group["lr"]) for group in self.param_groups)
-            return step(self)
+    def before_step(opt, *_):
+        used.extend((type(opt).__name__, group["lr"]) for group in opt.param_groups)
 
-        monkeypatch.setattr(kind, "step", step)
-    get_lr = run("gpt_char.py", *args, "--max_new_tokens=0").names["get_lr"]
-    kinds = ["Muon", "AdamW"] if optimizer == "muon" else ["AdamW", "AdamW"]
-    # torch wraps step() of an instance's class, which may show as a subclass: compare the rates
-    assert [lr for _, lr in used] == [get_lr(step) for step in range(6) for _ in kinds]
-    assert [name for name, _ in used] == kinds * 6
+    hook = register_optimizer_step_pre_hook(before_step)
+    try:
+        done = run("gpt_char.py", *args, "--adamw_share=0.25", "--max_new_tokens=0")
+    finally:
+        hook.remove()
+    if optimizer == "muon":  # a group for each of the four shapes of matrices
+        shares = [("Muon", 1)] * 4 + [("AdamW", 0.25)]
+    else:
+        shares = [("AdamW", 1)] * 2
+    rates = [done.names["get_lr"](step) for step in range(6)]
+    assert used == [(kind, share * lr) for lr in rates for kind, share in shares]
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
@@ -213,35 +282,117 @@ def test_parameter_groups(load, tiny, optimizer):
         for opt in names["optimizers"]
         for group in opt.param_groups
     ]
-    (kind, group, members), (kind2, group2, members2) = groups
-    assert set(members) == matrices and group["weight_decay"] == 0.3
+    *first, (kind2, group2, members2) = groups
+    members = [name for _, _, some in first for name in some]
+    assert set(members) == matrices
     assert set(members2) == set(name_of.values()) - matrices and group2["weight_decay"] == 0
     assert len(members) + len(members2) == len(name_of)  # every one once
-    assert kind is (torch.optim.Muon if optimizer == "muon" else torch.optim.AdamW)
     assert kind2 is torch.optim.AdamW and group2["betas"] == (0.9, 0.99)
     if optimizer == "muon":
-        assert group["adjust_lr_fn"] == "match_rms_adamw" and group["momentum"] == 0.9
+        assert {kind for kind, _, _ in first} == {names["Muon"]}
+        for _, group, some in first:  # all that have a shape are together
+            shapes = {p.shape for p in group["params"]}
+            assert len(shapes) == 1 and len(some) == 2  # one of each block
+    else:
+        ((kind, group, _),) = first
+        assert kind is torch.optim.AdamW and group["weight_decay"] == 0.3
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 def test_first_step_by_hand(load, run, tiny, optimizer):
     """One step: AdamW moves by the rate times the gradient's sign, Muon by an orthogonal matrix."""
     args = [*tiny, f"--optimizer={optimizer}", "--dropout=0.0", "--weight_decay=0.0"]
-    args += ["--warmup_iters=0", "--learning_rate=0.01", "--max_new_tokens=0"]
-    before = load("gpt_char.py", *args)["model"].state_dict()
-    run("gpt_char.py", *args, "--max_iters=1")
+    args += ["--warmup_iters=0", "--learning_rate=0.01", "--adamw_share=0.5", "--max_new_tokens=0"]
+    names = load("gpt_char.py", *args)
+    # Away from the start, where c_proj is 0, so that no gradient reaches the matrices before it
+    shake(names["model"], torch.Generator().manual_seed(1))
+    before = names["model"].state_dict()
+    names["save_checkpoint"](["last.pt"], 0, math.inf)
+    assert "going on from step 0" in run("gpt_char.py", *args, "--max_iters=1").out
     after = read("out/gpt_char/last.pt")["model"]
     for name in before:
         change = (after[name] - before[name]) / 0.01
-        if optimizer == "adamw" or not name.startswith("h.") or change.ndim == 1:
-            assert change.abs().max() < 1.001
-            if name == "wte.weight":
-                assert change.abs().median() > 0.99
-        else:
+        if optimizer == "muon" and name.startswith("h.") and change.ndim == 2:
             rms = change.square().mean().sqrt().item()
             assert rms == pytest.approx(0.2, rel=0.25), name  # an AdamW step's usual size
             values = torch.linalg.svdvals(change) / (0.2 * max(change.shape) ** 0.5)
             assert values.max() < 1.4 and values.median() > 0.6, name  # all directions alike
+        else:
+            change /= 0.5 if optimizer == "muon" else 1
+            assert change.abs().max() < 1.001
+            if name == "wte.weight":
+                assert change.abs().median() > 0.99
+
+
+def test_where_the_blocks_add_nothing(load, run, tiny):
+    """At the start c_proj is 0: it alone learns of a block, and after one step all of it does."""
+    args = [*tiny, "--dropout=0.0", "--warmup_iters=0", "--max_new_tokens=0"]
+    before = load("gpt_char.py", *args, "--weight_decay=0")["model"].state_dict()
+    for steps, still in ((1, ("c_attn.weight", "c_fc.weight")), (2, ())):
+        run("gpt_char.py", *args, "--weight_decay=0", f"--max_iters={steps}")
+        after = read("out/gpt_char/last.pt")["model"]
+        for name in before:
+            if name.startswith("h.") and before[name].ndim == 2:
+                assert torch.equal(before[name], after[name]) == name.endswith(still), name
+
+
+@pytest.mark.parametrize("shape", [(24, 24), (8, 40), (40, 8), (1, 5)])
+def test_muon_is_that_of_torch(load, tiny, monkeypatch, shape):
+    """The same weights as torch.optim.Muon's, step after step, one matrix or several together.
+
+    Torch's does its matrix products in bfloat16 always. Here they are in float64 on both sides,
+    so that rounding hides nothing. What is left is that it divides by max(norm, 1e-7), and we by
+    norm + 1e-7: a millionth of an update here.
+    """
+    settings = {"learning_rate": 0.03, "momentum": 0.8, "weight_decay": 0.2}
+    flags = [f"--{name}={value}" for name, value in settings.items()]
+    names = load("gpt_char.py", *tiny, *flags)
+    assert names["bfloat16"] is False
+    monkeypatch.setattr(torch, "float32", torch.float64)
+    monkeypatch.setattr(torch, "bfloat16", torch.float64)
+    monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.double)  # torch 2.13 casts so
+    generator = torch.Generator().manual_seed(1)
+    for count in (1, 3):
+        start = torch.randn(count, *shape, generator=generator, dtype=torch.float64)
+        ours = [torch.nn.Parameter(p.clone()) for p in start]
+        theirs = [torch.nn.Parameter(p.clone()) for p in start]
+        a = names["Muon"]([{"params": ours, "lr": 0.03}], {})
+        kinds = {"adjust_lr_fn": "match_rms_adamw", "nesterov": True}
+        b = torch.optim.Muon(theirs, lr=0.03, momentum=0.8, weight_decay=0.2, **kinds)
+        for step in range(5):
+            for opt in (a, b):
+                opt.param_groups[0]["lr"] = 0.03 / (step + 1)  # a schedule
+            for p, q in zip(ours, theirs):
+                p.grad = torch.randn(shape, generator=generator, dtype=torch.float64)
+                p.grad *= 10.0**-step  # of any length
+                q.grad = p.grad.clone()
+            a.step(), b.step()
+            for p, q in zip(ours, theirs):
+                torch.testing.assert_close(p, q, rtol=0, atol=3e-8)
+
+
+@pytest.mark.parametrize("script", ["gpt_char.py"])
+def test_muon_goes_on_after_a_checkpoint(load, tiny, script):
+    """Its mean gradient is kept for each group, and a state_dict has all of it."""
+    names = load(script, *tiny)
+    results = []
+    for reload in (False, True):
+        generator = torch.Generator().manual_seed(1)
+        params = [torch.nn.Parameter(torch.randn(4, 6, generator=generator)) for _ in range(4)]
+        groups = [{"params": params[:3], "lr": 0.1}, {"params": params[3:], "lr": 0.1}]
+        opt = names["Muon"](groups, {})
+        for step in range(4):
+            for p in params:
+                p.grad = torch.randn(4, 6, generator=generator)
+            opt.step()
+            if reload and step == 1:
+                buffer = io.BytesIO()
+                torch.save(opt.state_dict(), buffer)
+                buffer.seek(0)
+                opt = names["Muon"]([{"params": params[:3]}, {"params": params[3:]}], {})
+                opt.load_state_dict(torch.load(buffer, weights_only=True))
+        results.append(torch.stack([p.detach() for p in params]))
+    assert torch.equal(*results)
 
 
 def test_gradient_is_clipped(run, tiny, monkeypatch):
@@ -265,14 +416,29 @@ def test_gradient_is_clipped(run, tiny, monkeypatch):
 def test_it_learns(run, tiny, optimizer):
     args = [*tiny, "--max_iters=200", "--dropout=0.0", "--learning_rate=0.02", "--batch_size=16"]
     done = run("gpt_char.py", *args, f"--optimizer={optimizer}", "--eval_interval=100")
-    first, middle, last = map(float, re.findall(r"val loss (\d\.\d+) \|", done.out))
+    middle, last = val_losses(done.out)
+    first = math.log(done.names["vocab_size"])
     print(first, middle, last)
     assert last < middle - 0.05 and middle < first - 0.2
 
 
 # ---------------------------------------------------------------------------------- Checkpoints
+def val_losses(out):
+    """What the lines of progress say; not the one at the end."""
+    return [float(x) for x in re.findall(r"^step +\d+/\d+ \| val loss (\d+\.\d+)$", out, re.M)]
+
+
 def train(run, tiny, *args):
-    return run("gpt_char.py", *tiny, "--max_new_tokens=5", "--eval_interval=3", *args)
+    args = ["--max_new_tokens=5", "--eval_interval=3", "--data_dir=data/short", *args]
+    return run("gpt_char.py", *tiny, *args)
+
+
+@pytest.fixture(autouse=True)
+def short(folder, text):
+    """The beginning of the text, for runs that evaluate often."""
+    (folder / "data/short").mkdir()
+    (folder / "data/short/input.txt").write_text(text[:4000], encoding="utf-8")
+    return text[:4000]
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
@@ -294,11 +460,10 @@ def test_going_on_from_any_save(run, tiny, monkeypatch, optimizer):
 
     save, replace = torch.save, os.replace
     monkeypatch.setattr(torch, "save", dying(save, "save", leave_half=True))
-    monkeypatch.setattr(os, "fsync", dying(os.fsync, "fsync"))
     monkeypatch.setattr(os, "replace", dying(replace, "replace"))
     whole = train(run, tiny, *args, "--out_dir=out/whole")
     points = len(calls)
-    assert calls.count("save") >= 7 and calls[:3] == ["save", "fsync", "replace"]
+    assert calls.count("save") >= 5 and calls == ["save", "replace"] * (points // 2)
     for die_at in range(0, points, 1 if optimizer == "muon" else 4):  # noqa: B007
         calls.clear()
         out_dir = f"out/{die_at}"
@@ -330,7 +495,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(run, tiny, monkeypatch):
     stopped = train(run, tiny, "--max_iters=9")
     assert (stopped.code, stopped.err) == (130, "")
     last = stopped.out.splitlines()[-1]
-    assert "step 5" in last and "out/gpt_char" in last and "--init_from=resume" in last
+    assert last == "stopped, saved in out/gpt_char: the same command goes on from there"
     assert read("out/gpt_char/last.pt")["step"] == 5
     done = train(run, tiny, "--max_iters=9")
     assert "going on from step 5" in done.out and len(calls) == 9
@@ -339,21 +504,24 @@ def test_ctrl_c_saves_and_says_how_to_go_on(run, tiny, monkeypatch):
 
 
 def test_ctrl_c_for_real(start, tiny):
-    process = start("gpt_char.py", "--device=cpu", *tiny, "--max_iters=1000000")
+    args = [*tiny, "--max_iters=1000000", "--log_interval=1", "--eval_interval=1000000"]
+    process = start("gpt_char.py", "--device=cpu", *args)
     process.stdout.readline()
     assert process.stdout.readline().startswith("step     0/")
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (130, "")
-    step = int(re.search(r"stopped at step (\d+), saved in out/gpt_char; .*resume", out)[1])
-    assert read("out/gpt_char/last.pt")["step"] == step
+    assert out.endswith("stopped, saved in out/gpt_char: the same command goes on from there\n")
+    done = [0, *map(int, re.findall(r"^step +(\d+)/", out, flags=re.M))]
+    assert read("out/gpt_char/last.pt")["step"] == done[-1] + 1 < 1_000_000
     assert "final val loss" not in out
 
 
 def kill_and_go_on(run, start, args, kills, seed):
     """Kill a run at random moments until it has been killed often enough, then let it finish."""
     rng = random.Random(seed)
-    args = [*args, "--eval_interval=1", "--max_new_tokens=5"]  # saving most of the time
+    # Saving most of the time
+    args = [*args, "--eval_interval=1", "--max_new_tokens=5", "--data_dir=data/short"]
     killed = 0
     while killed < kills:
         process = start("gpt_char.py", "--device=cpu", *args)
@@ -382,7 +550,7 @@ def kill_and_go_on(run, start, args, kills, seed):
 
 
 def test_sigkill_and_go_on(run, start, tiny):
-    out = kill_and_go_on(run, start, [*tiny, "--max_iters=100"], kills=3, seed=time.time_ns())
+    out = kill_and_go_on(run, start, [*tiny, "--max_iters=60"], kills=3, seed=time.time_ns())
     assert "going on from step" in out
 
 
@@ -414,9 +582,9 @@ def test_best_is_kept_beside_last(run, tiny, folder, text, direct_loss):
     (folder / "data/other/input.txt").write_text(text[:n] + other, encoding="utf-8")
     args = ["--data_dir=data/other", "--max_iters=30", "--learning_rate=0.1", "--dropout=0.0"]
     done = train(run, tiny, *args)
-    losses = [float(x) for x in re.findall(r"val loss (\d+\.\d+) \|", done.out)]
+    losses = val_losses(done.out)
     best, last = read("out/gpt_char/best.pt"), read("out/gpt_char/last.pt")
-    assert (last["step"], best["step"]) == (30, 3 * losses.index(min(losses)))
+    assert (last["step"], best["step"]) == (30, 3 + 3 * losses.index(min(losses)))
     assert best["step"] < 30
     assert best["best_val_loss"] == last["best_val_loss"]
     assert best["best_val_loss"] == pytest.approx(min(losses), abs=1e-4)
@@ -434,7 +602,7 @@ def test_scratch_forgets(run, tiny):
     first = train(run, tiny, "--max_iters=6")
     again = train(run, tiny, "--max_iters=6", "--init_from=scratch")
     losses = [re.findall(r"loss \d\.\d{4}", done.out) for done in (first, again)]
-    assert losses[0] == losses[1] and len(losses[0]) == 7
+    assert losses[0] == losses[1] and len(losses[0]) == 4
     assert "going on" not in again.out
 
 
@@ -451,11 +619,11 @@ def test_more_steps_go_on_from_the_last(run, tiny):
     assert read("out/gpt_char/last.pt")["step"] == 9
 
 
-def test_checkpoint_content(run, tiny, text):
+def test_checkpoint_content(run, tiny, short):
     """All of it is plain data: weights_only=True reads it (see read)."""
     train(run, tiny, "--max_iters=3", "--seed=11")
     last = read("out/gpt_char/last.pt")
-    assert last["config"]["n_embd"] == 16 and last["config"]["seed"] == 11
-    assert last["chars"] == "".join(sorted(set(text)))
+    assert last.keys() == {"shape", "step", "best_val_loss", "model", "optimizers"}
+    assert last["shape"] == [2, 2, 16, 16, "muon", "".join(sorted(set(short)))]
     assert last["step"] == 3 and len(last["optimizers"]) == 2
-    assert sorted(p.name for p in Path("out/gpt_char").iterdir()) == ["best.pt", "last.pt", "lock"]
+    assert sorted(p.name for p in Path("out/gpt_char").iterdir()) == ["best.pt", "last.pt"]
