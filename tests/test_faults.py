@@ -1,9 +1,10 @@
 """What long runs must survive: kills, a full disk, damaged files, a second run, other systems.
 
 What the tests of the single scripts show already is not repeated here. Those of minutes are
-marked long. Without sparse_gpt.py its share is left out.
+marked long. gpt_char.py promises less: files appear whole, and no run needs more and more memory.
 """
 
+import errno
 import os
 import random
 import re
@@ -18,13 +19,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch._dynamo  # every optimizer imports it: so copies of this process have it
 import torch.distributed as dist
+from conftest import popen
 
 ROOT = Path(__file__).parent.parent
-LARGE = [name for name in ("gpt2_train", "sparse_gpt") if (ROOT / f"{name}.py").exists()]
+LARGE = ["gpt2_train", "sparse_gpt"]
 TINY = "--device=cpu --bfloat16=False --n_layer=1 --n_head=2 --n_embd=16 --block_size=16".split()
 TINY += ["--warmup_iters=2", "--max_new_tokens=3"]
-ARGS = {"gpt_char": [*TINY, "--dropout=0.1", "--batch_size=4", "--eval_iters=1"]}
+ARGS = {"gpt_char": [*TINY, "--dropout=0.1", "--batch_size=4"]}
 ARGS["gpt2_train"] = [*TINY, "--compile=False", "--float16=False", "--hellaswag=False"]
 ARGS["gpt2_train"] += ["--data_dir=tokens", "--total_batch_size=64", "--eval_tokens=64"]
 ARGS["sparse_gpt"] = [*ARGS["gpt2_train"], "--stride=4", "--summary=2"]
@@ -36,12 +39,10 @@ def place(folder, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     (folder / "tokens").mkdir()
-    for name, length in (("train_000001", 3000), ("val_000000", 300)):
+    for name, length in (("train_000001", 3000), ("val_000000", 305)):  # whole windows
         write_shard(folder / f"tokens/t_{name}.bin", length)
     handler = signal.getsignal(signal.SIGTERM)
-    precision = torch.get_float32_matmul_precision()
     yield folder
-    torch.set_float32_matmul_precision(precision)
     signal.signal(signal.SIGTERM, handler)
 
 
@@ -56,19 +57,10 @@ def command(script, *args):
     return [sys.executable, str(ROOT / f"{script}.py"), *ARGS[script], *args]
 
 
-def popen(command, **options):
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, **{**pipes, **options})
-
-
 def finish(command, code=0, **options):
     """Run a command to its end; returns stdout and stderr."""
     process = popen(command, **options)
-    try:
-        out, err = process.communicate(timeout=300)
-    except subprocess.TimeoutExpired:
-        process.terminate()  # torchrun ends its processes then
-        pytest.fail("it hangs; " + process.communicate()[1])
+    out, err = process.communicate(timeout=300)
     assert process.returncode == code, err
     return out, err
 
@@ -95,7 +87,12 @@ def assert_same_runs(a, b):
         assert_same_state(*(torch.load(Path(f, name), weights_only=True) for f in (a, b)))
 
 
-def one_line(err, *parts):
+def one_line(err, *parts, script=None):
+    """One line that names all parts; after argparse's line of usage, if the script is given."""
+    if script:
+        usage, err = err.split("\n", 1)
+        assert usage == f"usage: {script}.py [--name=value ...]"
+        assert err.startswith(f"{script}.py: error: "), err
     assert err.count("\n") == 1 and err.endswith("\n") and len(err) < 600, err
     assert "Traceback" not in err and all(part in err for part in parts), err
 
@@ -128,6 +125,18 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
+def finish_torchrun(command, **options):
+    """The same for torchrun, which is asked to end, and so ends its processes, where it hangs."""
+    process = popen(command, **options)
+    try:
+        out, err = process.communicate(timeout=300)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        pytest.fail("it hangs; " + process.communicate()[1])
+    assert process.returncode == 0, err
+    return out, err
+
+
 @pytest.mark.long
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="no gloo")
 @pytest.mark.parametrize("script", LARGE)
@@ -138,8 +147,8 @@ def test_torchrun_restarts_what_was_killed(place, script):
     args = [args[0], *torchrun.split(), *args[1:]]
     # As the README says: without it, torchrun may send a new start to the addresses of the old one
     env = {**os.environ, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    out, _ = finish([*args, "--out_dir=killed"], env={**env, "KILL": "1"})
-    whole, _ = finish([*args, "--out_dir=whole"], env=env)
+    out, _ = finish_torchrun([*args, "--out_dir=killed"], env={**env, "KILL": "1"})
+    whole, _ = finish_torchrun([*args, "--out_dir=whole"], env=env)
     assert [int(n) for n in re.findall("going on from step (\\d+)", out)] == [4, 8]
     assert "going on" not in whole
     assert_same_runs("killed", "whole")
@@ -179,35 +188,97 @@ def test_sigkill_thirty_times(place, script):
     kill_and_go_on(script, 30, seed)
 
 
+# ---------------------------------------------------------------------------------------- Signals
+# Runs a script that SIGTERM reaches in its fifth step, and again, TIMES - 1 times, while it saves
+TOLD = """
+import os, runpy, signal, sys
+import torch
+
+clip, save, steps = torch.nn.utils.clip_grad_norm_, torch.save, []
+
+def clipping(*args):
+    steps.append("one more")
+    if len(steps) == 5:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return clip(*args)
+
+def saving(*args):
+    for _ in range(int(os.environ["TIMES"]) - 1 if len(steps) == 5 else 0):
+        os.kill(os.getpid(), signal.SIGTERM)
+    return save(*args)
+
+torch.nn.utils.clip_grad_norm_, torch.save = clipping, saving
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("script", LARGE)
+def test_sigterm_twice(place, script):
+    """As schedulers do, which lose patience: saved as after one, and it goes on."""
+    Path("told.py").write_text(TOLD)
+    python, *args = command(script, "--max_iters=9", "--eval_interval=100")
+    for times in ("1", "2"):
+        out, err = finish(
+            [python, "told.py", *args, f"--out_dir=run_{times}"],
+            code=130,
+            env={**os.environ, "TIMES": times},
+        )
+        assert f"stopped, saved in run_{times}: " in out and err == ""
+        assert torch.load(f"run_{times}/last.pt", weights_only=True)["step"] == 5
+    assert_same_runs("run_1", "run_2")
+    assert {p.name for p in Path("run_1").glob("*")} == {p.name for p in Path("run_2").glob("*")}
+    out, _ = finish([python, *args, "--out_dir=run_2"])
+    assert "run_2/last.pt: going on from step 5\n" in out
+    finish([python, *args, "--out_dir=whole"])
+    assert_same_runs("run_2", "whole")
+
+
 # -------------------------------------------------------------------------------------- Full disk
+# Runs a script in which no file may become longer than LIMIT
+LIMITED = """
+import os, resource, runpy, signal, sys
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # an error, as where the disk is full
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(os.environ["LIMIT"]),) * 2)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 @pytest.mark.parametrize(
-    "script, limit, what",  # no file may become longer; a checkpoint has from 20 to 100 KB
+    "script, limit, what",  # a checkpoint has from 20 to 100 KB
     [
-        ("gpt_char", 1000, "best.pt"),
-        ("gpt_char", 15_000, "best.pt"),
-        *((name, 700, "log.csv") for name in LARGE),
-        *((name, 60_000, "best.pt") for name in LARGE),
+        ("gpt_char", 1000, ""),
+        ("gpt_char", 15_000, ""),
+        *((name, 700, "run/log.csv: ") for name in LARGE),
+        *((name, 60_000, "run: ") for name in LARGE),
     ],
 )
 def test_disk_full(place, run_any, script, limit, what):
-    """One line, nothing half written, and with space again it goes on as if nothing had been."""
-    resource = pytest.importorskip("resource", reason="this system has no such limits")
+    """One line, nothing half written, and with space again it goes on as if nothing had been.
+
+    gpt_char.py may end with a traceback, and leave what it was writing under another name.
+    """
+    pytest.importorskip("resource", reason="this system has no such limits")
+    Path("limited.py").write_text(LIMITED)
     args = [*ARGS[script], "--eval_interval=10", "--out_dir=run"]
     assert run_any(f"{script}.py", *args, "--max_iters=1").code == 0
     before = {p.name: p.read_bytes() for p in Path("run").iterdir()}
-
-    def set_limit():
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # an error, as where the disk is full
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    more = command(script, *args, "--max_iters=30")
-    _, err = finish(more, code=1, preexec_fn=set_limit)
-    one_line(err, f"run/{what}: ", "free some space")
+    python, *more = command(script, *args, "--max_iters=30")
+    env = {**os.environ, "LIMIT": str(limit)}
+    _, err = finish([python, "limited.py", *more], code=1, env=env)
     after = {p.name: p.read_bytes() for p in Path("run").iterdir()}
-    assert after.keys() == before.keys()
+    if script in LARGE:
+        one_line(err, what, "free some space")
+        assert after.keys() == before.keys()
+    assert {name for name in after if name.endswith(".pt")} == {"best.pt", "last.pt"}
     assert all(after[name] == before[name] for name in before if name.endswith(".pt"))
     assert run_any(f"{script}.py", *args, "--max_iters=30").code == 0
     assert torch.load("run/last.pt", weights_only=True)["step"] == 30
+    finish(command(script, "--eval_interval=10", "--max_iters=1", "--out_dir=whole"))
+    finish(command(script, "--eval_interval=10", "--max_iters=30", "--out_dir=whole"))
+    assert_same_runs("run", "whole")
 
 
 # ----------------------------------------------------------------------------------- Damaged files
@@ -223,7 +294,13 @@ def damage(good, flips, cuts, seed, regions=()):
         yield good[:length]
 
 
-@pytest.mark.parametrize("script", ["gpt_char", *LARGE])
+def directory_bits(good):
+    """Where the bytes of a checkpoint are in which 16 would mean that an entry is a folder."""
+    starts = [match.start() for match in re.finditer(b"PK\x01\x02", good)]
+    return [start + 38 for start in starts if good[start + 46 :].startswith(b"archive/")]
+
+
+@pytest.mark.parametrize("script", LARGE)
 def test_damaged_checkpoint(place, run_any, script):
     """Refused by name, or what is loaded is to the bit what was saved."""
     args = [*ARGS[script], "--max_iters=2", "--eval_interval=1", "--out_dir=run"]
@@ -232,7 +309,10 @@ def test_damaged_checkpoint(place, run_any, script):
     good, state = path.read_bytes(), torch.load(path, weights_only=True)
     found = Counter()
     ends = [(0, 3000), (len(good) - 3000, len(good))]  # the pickle, the list of what is inside
+    folders = directory_bits(good)
     for bad in damage(good, flips=200, cuts=60, seed=1, regions=ends):
+        if len(bad) == len(good) and any(bad[i] & 16 for i in folders):
+            continue  # the next test is for these
         path.write_bytes(bad)
         try:
             step, best_val_loss = names["load_checkpoint"](path)
@@ -248,6 +328,36 @@ def test_damaged_checkpoint(place, run_any, script):
     assert found["refused"] > 220, found
     path.write_bytes(good)
     names["load_checkpoint"](path)
+
+
+@pytest.mark.parametrize("script", LARGE)
+def test_checkpoint_in_which_a_tensor_became_a_folder(place, run_any, script):
+    """One wrong bit in the list of what is inside, which no checksum covers: refused, too."""
+    names = run_any(f"{script}.py", *ARGS[script], "--max_iters=1", "--out_dir=run").names
+    path = Path("run/last.pt")
+    good = path.read_bytes()
+    assert len(directory_bits(good)) > 40
+    for place_of_bit in directory_bits(good):
+        if b"/data/" in good[place_of_bit + 8 : place_of_bit + 24]:
+            path.write_bytes(good[:place_of_bit] + b"\x10" + good[place_of_bit + 1 :])
+            with pytest.raises(SystemExit, match="run/last.pt: .*--init_from=scratch"):
+                names["load_checkpoint"](path)
+
+
+def test_checkpoint_of_gpt_char_that_was_cut(place, run_any):
+    """It checks no checksums, but what is not whole it refuses by name."""
+    args = [*ARGS["gpt_char"], "--max_iters=2", "--eval_interval=1", "--out_dir=run"]
+    names = run_any("gpt_char.py", *args).names
+    path = Path("run/last.pt")
+    good = path.read_bytes()
+    for bad in damage(good, flips=0, cuts=40, seed=1):
+        path.write_bytes(bad)
+        with pytest.raises(SystemExit) as refused:
+            names["load_checkpoint"](path)
+        assert "run/last.pt: " in refused.value.code
+        assert "--init_from=scratch" in refused.value.code
+    path.write_bytes(good)
+    assert names["load_checkpoint"](path)[0] == 2
 
 
 class Evil:
@@ -315,9 +425,10 @@ def test_damaged_text(folder, run):
     for bad in damage(good, flips=120, cuts=80, seed=2):
         path.write_bytes(bad)
         done = run("bigram.py", "--max_iters=0", "--max_new_tokens=0", "--block_size=16")
-        if done.code:
-            assert done.code == 1
-            one_line(done.err, str(path))
+        if done.code:  # no text, or too little of it for a window
+            assert done.code in (1, 2)
+            parts = [str(path)] if done.code == 1 else ["--block_size", str(path)]
+            one_line(done.err, *parts, script="bigram" if done.code == 2 else None)
             found["refused"] += 1
             continue
         read = done.names["text"]
@@ -331,7 +442,7 @@ def test_damaged_text(folder, run):
 
 
 # ----------------------------------------------------------------------------- Two runs, one folder
-@pytest.mark.parametrize("script", ["gpt_char", *LARGE])
+@pytest.mark.parametrize("script", LARGE)
 def test_second_run_in_the_same_folder_is_refused(place, run_any, script):
     """And as soon as the first one is gone, however that was, the next one may."""
     args = [*ARGS[script], "--out_dir=run", "--eval_interval=1000000"]
@@ -354,38 +465,21 @@ def test_second_run_in_the_same_folder_is_refused(place, run_any, script):
     assert torch.load("run/last.pt", weights_only=True)["step"] == 2
 
 
-class FakeMsvcrt:
-    """What Windows has in place of fcntl."""
-
-    LK_NBLCK = 2
-    locked = False
-
-    @classmethod
-    def locking(cls, fd, mode, count):
-        os.fstat(fd)  # an open file
-        if cls.locked or (mode, count) != (cls.LK_NBLCK, 1):
-            raise PermissionError(13, "Permission denied")
-        cls.locked = True
-
-
-def test_lock_on_windows(place, run_any, monkeypatch):
-    monkeypatch.setitem(sys.modules, "fcntl", None)  # import fcntl: ImportError
-    monkeypatch.setitem(sys.modules, "msvcrt", FakeMsvcrt)
-    args = [*ARGS["gpt_char"], "--max_iters=2", "--out_dir=run"]
-    assert run_any("gpt_char.py", *args).code == 0 and FakeMsvcrt.locked
-    done = run_any("gpt_char.py", *args)
-    assert done.code == 1
-    one_line(done.err, "run", "--out_dir")
-
-
-def test_file_system_without_locks(place, run_any, monkeypatch):
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK], ids=["ENOSYS", "ENOLCK"])
+@pytest.mark.filterwarnings("ignore:flock not supported")
+@pytest.mark.parametrize("script", LARGE)
+def test_file_system_without_locks(place, run_any, monkeypatch, script, number):
+    """It trains, and goes on, without: a shared file system of a cluster often has none."""
     fcntl = pytest.importorskip("fcntl")
 
-    def lockf(*args):
-        raise OSError(37, "No locks available")
+    def flock(*args):
+        raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(fcntl, "lockf", lockf)
-    assert run_any("gpt_char.py", *ARGS["gpt_char"], "--max_iters=2").code == 0
+    monkeypatch.setattr(fcntl, "flock", flock)
+    for steps in (2, 4):
+        done = run_any(f"{script}.py", *ARGS[script], f"--max_iters={steps}", "--out_dir=run")
+        assert done.code == 0, done.err
+    assert torch.load("run/last.pt", weights_only=True)["step"] == 4
 
 
 # -------------------------------------------------------------------------------------- Bad input
@@ -394,35 +488,37 @@ def file(path):
 
 
 TABLE = [  # arguments, what stderr must name, exit code, what to do beforehand
-    (["--learning_rat=1"], ["--learning_rat=1", "mean --learning_rate="], 2, None),
-    (["--"], ["--: unknown"], 2, None),
-    (["train"], ["train", "unknown"], 2, None),
-    (["-max_iters=3"], ["-max_iters=3", "mean --max_iters="], 2, None),
-    (["--max_iters=1.5"], ["--max_iters=1.5", "int"], 2, None),
-    (["--max_iters", "5"], ["--max_iters", "int"], 2, None),
-    (["--prompt"], ["--prompt", "str"], 2, None),
-    (["--compile=maybe"], ["--compile=maybe", "bool"], 2, None),
-    (["--learning_rate=inf"], ["--learning_rate=inf", "0 or more"], 2, None),
-    (["--temperature=nan"], ["--temperature=nan", "0 or more"], 2, None),
-    (["--total_batch_size=0"], ["--total_batch_size=0", "1 or more"], 2, None),
-    (["--keep_every=0"], ["--keep_every=0", "1 or more"], 2, None),
-    (["--num_samples=0"], ["--num_samples=0", "1 or more"], 2, None),
-    (["--batch_size=-1"], ["--batch_size=-1", "0 or more"], 2, None),
-    (["--seed=-1"], ["--seed=-1", "0 or more"], 2, None),
-    (["--top_k=-1"], ["--top_k=-1", "0 or more"], 2, None),
-    (["--device=abacus"], ["--device=abacus"], 1, None),
-    (["--device=cuda:99"], ["--device=cuda:99"], 1, None),
-    (["--model=gpt-2"], ["--model=gpt-2", "gpt2-medium"], 1, None),
-    (["--init_from=none.pt"], ["--init_from=none.pt", "scratch"], 1, None),
+    (["--learning_rat=1"], ["--learning_rat=1", "unrecognized"], 2, None),
+    (["train"], ["train", "unrecognized"], 2, None),
+    (["-max_iters=3"], ["-max_iters=3", "unrecognized"], 2, None),
+    (["--max_iters=1.5"], ["--max_iters", "int", "'1.5'"], 2, None),
+    (["--max_iters"], ["--max_iters", "expected one argument"], 2, None),
+    (["--prompt"], ["--prompt", "expected one argument"], 2, None),
+    (["--compile=maybe"], ["--compile", "bool", "'maybe'"], 2, None),
+    (["--learning_rate=inf"], ["--learning_rate", "0 or more"], 2, None),
+    (["--temperature=nan"], ["--temperature", "0 or more"], 2, None),
+    (["--total_batch_size=0"], ["--total_batch_size", "1 or more"], 2, None),
+    (["--keep_every=0"], ["--keep_every", "1 or more"], 2, None),
+    (["--num_samples=0"], ["--num_samples", "1 or more"], 2, None),
+    (["--log_interval=0"], ["--log_interval", "1 or more"], 2, None),
+    (["--batch_size=-1"], ["--batch_size", "0 or more"], 2, None),
+    (["--seed=-1"], ["--seed", "0 or more"], 2, None),
+    (["--seed=9223372036854775808"], ["--seed", "below 2**63"], 2, None),
+    (["--top_k=-1"], ["--top_k", "0 or more"], 2, None),
+    (["--device=abacus"], ["--device", "abacus"], 2, None),
+    (["--device=cuda:99"], ["argument --device: "], 2, None),
+    (["--model=gpt-2"], ["--model", "gpt-2 is none", "gpt2-medium"], 2, None),
+    (["--init_from=none.pt"], ["--init_from", "none.pt", "scratch"], 2, None),
     (["--init_from=a_file"], ["a_file: "], 1, file("a_file")),
-    (["--optimizer=sgd"], ["--optimizer=sgd", "adamw"], 1, None),
-    (["--beta2=1"], ["--beta2=1", "below 1"], 1, None),
-    (["--n_embd=15"], ["--n_embd=15", "--n_head=2"], 1, None),
-    (["--total_batch_size=65"], ["--total_batch_size=65", "--total_batch_size=64"], 1, None),
+    (["--optimizer=sgd"], ["--optimizer", "adamw"], 2, None),
+    (["--beta2=1"], ["--beta2", "below 1"], 2, None),
+    (["--n_embd=15"], ["--n_embd", "n_head, which is 2"], 2, None),
+    (["--total_batch_size=65"], ["--total_batch_size", "64 is the nearest"], 2, None),
     (["--data_dir=nowhere"], ["nowhere", "_train_"], 1, None),
     (["--data_dir=a_file"], ["a_file", "_train_"], 1, file("a_file")),
     (["--out_dir=a_file"], ["a_file", "--out_dir"], 1, file("a_file")),
     (["--out_dir=a_file/x"], ["a_file/x", "--out_dir"], 1, file("a_file")),
+    (["--export_dir=a_file"], ["--export_dir", "a_file"], 2, file("a_file")),
 ]
 
 
@@ -434,7 +530,7 @@ def test_one_line(place, run_any, tree, script, args, parts, code, setup):
     files = tree()
     done = run_any(f"{script}.py", *ARGS[script], "--max_iters=2", *args)
     assert done.code == code, done.err
-    one_line(done.err, *parts)
+    one_line(done.err, *parts, script=script if code == 2 else None)
     assert "-" * 80 not in done.out and tree() == files
 
 
@@ -453,6 +549,46 @@ def test_several_processes_without_torchrun(place, tree, script):
     _, err = finish(command(script), code=1, env={**env, "WORLD_SIZE": "2", "RANK": "0"})
     one_line(err, "torchrun")
     assert tree() == files
+
+
+# ------------------------------------------------------------------------------------------- GPUs
+class Reached(Exception):
+    """The script has come to what needs several GPUs."""
+
+
+@pytest.mark.parametrize("args", [[], ["--device=cuda"], ["--device=cuda:0"], ["--device=cpu"]])
+@pytest.mark.parametrize("script", LARGE)
+def test_every_process_takes_its_own_gpu(place, run_any, monkeypatch, script, args):
+    """The second of two processes, on a machine that seems to have two GPUs.
+
+    cuda, given or chosen, is the second GPU, and that before anything is put on a GPU; who names
+    one gets that one.
+    """
+    said, zeros = [], torch.zeros
+
+    def make(*size, device="cpu", **options):
+        said.append(("zeros", str(device)))
+        return zeros(*size, **options)
+
+    def init_process_group(**options):
+        said.append(("init_process_group", str(options.get("device_id"))))
+        raise Reached
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda d: said.append(("set_device", str(d))))
+    monkeypatch.setattr(torch, "zeros", make)
+    monkeypatch.setattr(dist, "init_process_group", init_process_group)
+    for name, value in {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(Reached):
+        run_any(f"{script}.py", "--n_layer=1", *args)
+    expected = {"--device=cuda:0": "cuda:0", "--device=cpu": "cpu"}.get("".join(args), "cuda:1")
+    if expected == "cpu":
+        assert said == [("zeros", "cpu"), ("init_process_group", "None")]
+    else:
+        kinds = ("zeros", "set_device", "init_process_group")
+        assert said == [(kind, expected) for kind in kinds]
 
 
 # ------------------------------------------------------------------------------------------- Soak
@@ -481,7 +617,11 @@ def test_soak(place, script):
     """2000 steps with a checkpoint every 50: no more memory and files at the end than at 200."""
     Path("watched.py").write_text(WATCHED)
     args = command(script, "--n_layer=3", "--n_embd=32", "--block_size=32", "--eval_interval=50")
-    _, err = finish([args[0], "watched.py", *args[1:], "--max_iters=2000"])
+    # For real, not as a copy of this process
+    command_line = [args[0], "watched.py", *args[1:], "--max_iters=2000", "--log_interval=25"]
+    done = subprocess.run(command_line, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    err = done.stderr
     seen = {int(a): (int(b), int(c)) for a, b, c in map(str.split, err.splitlines())}
     assert {0, 50, 200, 2000} <= seen.keys()
     late = [pages for step, (pages, _) in seen.items() if step >= 1900]
@@ -501,8 +641,8 @@ def test_console_that_is_not_utf8(place, script, encoding):
     path.write_text(path.read_text("utf-8") + "日本", encoding="utf-8")
     args = [*ARGS.get(script, ["--device=cpu"]), "--max_iters=0", "--prompt=Aé日", "--out_dir=日"]
     args = [arg for arg in args if script in ARGS or "out_dir" not in arg]
-    env = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
     command = [sys.executable, str(ROOT / f"{script}.py"), *args]
+    env = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}  # where it is no copy
     out, err = finish(command, env=env, encoding=encoding)
     assert err == "" and ("A??" if encoding == "ascii" else "Aé?") in out
 

@@ -1,17 +1,23 @@
-"""gpt2_train.py on two processes on the CPU, over gloo, against one process."""
+"""gpt2_train.py on two processes on the CPU, over gloo, against one process.
+
+Most of them are started as torchrun would do it, but as copies of this process: that is faster.
+"""
 
 import csv
 import os
 import shutil
 import signal
-import subprocess
+import socket
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch._dynamo  # every optimizer imports it: so copies of this process have it
 import torch.distributed as dist
+from conftest import popen
 
 pytestmark = pytest.mark.skipif(
     not dist.is_available() or not dist.is_gloo_available(), reason="this torch has no gloo"
@@ -50,12 +56,50 @@ finally:
 """
 
 
+# Runs a script under torchrun; SIGTERM is noted in a file, and the process neither saves nor ends
+# before it came twice, as on a slow disk. The file pid_n says which process has rank n
+SLOW = """
+import os, runpy, signal, sys, time
+from pathlib import Path
+import torch
+
+rank, count, set_handler, save = os.environ["RANK"], 0, signal.signal, torch.save
+
+def counting(signum, handler):
+    def counted(*args):
+        global count
+        count += 1
+        Path(f"told_{rank}").touch()
+        return handler(*args)
+    ours = signum == signal.SIGTERM and callable(handler)
+    return set_handler(signum, counted if ours else handler)
+
+def wait_for_the_second():
+    end = time.monotonic() + 60
+    while count == 1 and time.monotonic() < end:
+        time.sleep(0.02)
+
+def saving(*args):
+    wait_for_the_second()
+    return save(*args)
+
+signal.signal, torch.save = counting, saving
+Path(f"pid_{rank}").write_text(str(os.getpid()))
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    wait_for_the_second()
+"""
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A folder with byte shards under tokens/: 80 windows in two shards, all different."""
     path = tmp_path_factory.mktemp("distributed")
     (path / "tokens").mkdir()
     (path / "spy.py").write_text(SPY)
+    (path / "slow.py").write_text(SLOW)
     rng = np.random.default_rng(0)
     for name, length in (("train_000001", 51 * 16 + 9), ("train_000002", 497), ("val_0", 300)):
         header = np.zeros(256, dtype="<i4")
@@ -65,28 +109,31 @@ def folder(tmp_path_factory):
     return path
 
 
-def command(processes, *args, spy=False):
-    torchrun = "-m torch.distributed.run --standalone --nproc_per_node=2".split()
-    start = [sys.executable, *(torchrun if processes == 2 else ()), *(["spy.py"] if spy else ())]
-    return [*map(str, start), str(SCRIPT), *ARGS, *args]
-
-
 def environment(**extra):
     return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **extra}
 
 
 def train(folder, processes, *args, spy=False, expected=0, **extra):
-    """Run to the end; returns stdout."""
-    done = subprocess.run(
-        command(processes, *args, spy=spy),
-        cwd=folder,
-        env=environment(**extra),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert (done.returncode == 0) == (expected == 0), done.stderr
-    return done.stdout
+    """Run to the end; returns stdout of all processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    command = [sys.executable, *(["spy.py"] if spy else ()), SCRIPT, *ARGS, *args]
+    started = []
+    for rank in map(str, range(processes)):
+        ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": str(processes)}
+        env = environment(**extra, **({**ranks, **address} if processes > 1 else {}))
+        started.append(popen(command, env=env, cwd=folder))
+    outputs = [process.communicate(timeout=120) for process in started]
+    assert [process.returncode for process in started] == [expected] * processes, outputs
+    return "".join(out for out, _ in outputs)
+
+
+def torchrun(folder, *args, wrapper=()):
+    """The same two processes by torchrun itself."""
+    start = "-m torch.distributed.run --standalone --nproc_per_node=2".split()
+    command = [sys.executable, *start, *wrapper, SCRIPT, *ARGS, *args]
+    return popen(command, env=environment(), cwd=folder)
 
 
 def curves(out_dir):
@@ -114,10 +161,11 @@ def two(folder):
 
 
 def test_losses_equal_those_of_one_process(one, two):
-    for a, b, length in zip(curves(one), curves(two), (STEPS, STEPS // 4 + 1)):
-        assert len(a) == len(b) == length
+    steps = [*range(STEPS)], [1, *range(4, STEPS + 1, 4)]  # of training, of evaluation
+    for a, b, expected in zip(curves(one), curves(two), steps):
+        assert list(a) == list(b) == expected
         assert a == pytest.approx(b, rel=1e-5)
-        assert a[length - 1 if length == STEPS else STEPS] < a[0] - 0.1
+        assert a[expected[-1]] < a[expected[0]] - 0.1
     names = [set(torch.load(f / "last.pt", weights_only=True)["model"]) for f in (one, two)]
     assert names[0] == names[1] and "wte.weight" in names[0]  # no prefix of the wrapper
 
@@ -140,7 +188,9 @@ def test_processes_share_every_window(folder, two):
 
 def test_resume_on_another_number_of_processes(folder, one, two):
     """2 processes to step 8, 1 to step 16, 2 to the end: the curve of one unbroken run."""
-    losses, val_losses = ({k: v for k, v in curve.items() if k < 8} for curve in curves(two))
+    losses, val_losses = curves(two)
+    losses = {step: loss for step, loss in losses.items() if step < 8}
+    val_losses = {step: loss for step, loss in val_losses.items() if step <= 8}
     before = two
     for processes, step in ((1, 8), (2, 16)):
         out_dir = folder / f"from_{step}"
@@ -149,8 +199,8 @@ def test_resume_on_another_number_of_processes(folder, one, two):
         shutil.copy(before / "best.pt", out_dir)
         stdout = train(folder, processes, f"--out_dir={out_dir.name}")
         assert f"going on from step {step}" in stdout and f"{processes} x cpu" in stdout
-        for curve, new in zip((losses, val_losses), curves(out_dir)):
-            assert min(new) == step
+        for curve, new, first in zip((losses, val_losses), curves(out_dir), (step, step + 4)):
+            assert min(new) == first
             curve.update(new)
         before = out_dir
     for curve, expected in zip((losses, val_losses), curves(one)):
@@ -159,27 +209,57 @@ def test_resume_on_another_number_of_processes(folder, one, two):
 
 def test_one_process_told_to_stop_stops_all(folder):
     """SIGTERM reaches one process only, in step 5: both finish it, one saves."""
-    stdout = train(folder, 2, "--out_dir=told", spy=True, expected=1, STOP="5")
-    assert "stopped at step 6, saved in told" in stdout
+    stdout = train(folder, 2, "--out_dir=told", spy=True, expected=130, STOP="5")
+    assert "stopped, saved in told: the same command goes on" in stdout
     assert torch.load(folder / "told/last.pt", weights_only=True)["step"] == 6
     assert list(curves(folder / "told")[0]) == list(range(6))
 
 
+LONG_RUN = ["--max_iters=1000000", "--eval_interval=1000000", "--log_interval=1"]
+
+
+def saved_and_goes_on(folder, out_dir, stdout):
+    """What was stopped left a whole checkpoint, with which two processes take the next step."""
+    assert f"stopped, saved in {out_dir}: the same command goes on" in stdout
+    step = torch.load(folder / out_dir / "last.pt", weights_only=True)["step"]
+    assert step > 0 and list(curves(folder / out_dir)[0]) == [*range(step)]
+    assert not list((folder / out_dir).glob("*.tmp"))
+    stdout = train(folder, 2, f"--out_dir={out_dir}", f"--max_iters={step + 1}")
+    assert f"{out_dir}/last.pt: going on from step {step}\n" in stdout
+    assert list(curves(folder / out_dir)[0]) == [*range(step + 1)]
+
+
 def test_torchrun_told_to_stop(folder):
     """SIGTERM to torchrun itself, as schedulers do it: saved, and gone."""
-    process = subprocess.Popen(
-        command(2, "--out_dir=scheduled", "--max_iters=1000000", "--eval_interval=1000000"),
-        cwd=folder,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
+    process = torchrun(folder, "--out_dir=scheduled", *LONG_RUN)
     for line in process.stdout:
         if "| loss" in line:
             process.send_signal(signal.SIGTERM)
             break
     stdout, _ = process.communicate(timeout=60)
-    assert process.returncode != 0 and "stopped at step" in stdout
-    step = torch.load(folder / "scheduled/last.pt", weights_only=True)["step"]
-    assert step > 0 and f"stopped at step {step}, saved in scheduled" in stdout
+    assert process.returncode != 0
+    saved_and_goes_on(folder, "scheduled", stdout)
+
+
+@pytest.mark.long
+def test_torchrun_and_all_its_processes_told_to_stop(folder):
+    """SIGTERM to everything at once, as some schedulers do it; torchrun sends its own after it.
+
+    So each process gets it twice, and the second one while the first process still saves.
+    """
+    process = torchrun(folder, "--out_dir=all", *LONG_RUN, wrapper=["slow.py"])
+    try:
+        for line in process.stdout:
+            if "| loss" in line:
+                break
+        for rank in (0, 1):
+            os.kill(int((folder / f"pid_{rank}").read_text()), signal.SIGTERM)
+        end = time.monotonic() + 60
+        while not all((folder / f"told_{rank}").exists() for rank in (0, 1)):
+            assert time.monotonic() < end, "the processes were not told"
+            time.sleep(0.02)
+    finally:
+        process.send_signal(signal.SIGTERM)  # it ends its processes, too
+    stdout, stderr = process.communicate(timeout=100)
+    assert process.returncode != 0 and "signal: 15" in stderr
+    saved_and_goes_on(folder, "all", stdout)
