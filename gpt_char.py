@@ -13,7 +13,7 @@ this file, one idea at a time.
     python gpt_char.py --prompt="ROMEO:"      once trained, only sample (from the best checkpoint)
     python gpt_char.py --init_from=scratch    forget the checkpoints of out_dir and train anew
 
-Expect a val loss of about 1.44 (v2_attention.py: 2.16) after some three minutes on two cores, and
+Expect a val loss of about 1.45 (v2_attention.py: 2.15) after some four minutes on two cores, and
 text that has the shape of a play. With a GPU the model is larger; its loss is not measured yet.
 
 Diff against v2_attention.py
@@ -67,7 +67,7 @@ init_from = "resume"  # go on from out_dir/last.pt if it is there; "scratch": st
 seed = 1337  # decides the initial weights, the batches and the sample
 batch_size = 12  # B: sequences in a batch
 block_size = 128  # T: tokens (here: characters) in a sequence
-max_iters = 5000  # training steps; 0 only samples
+max_iters = 4500  # training steps; 0 only samples
 log_interval = 25  # steps from one line of progress to the next
 eval_interval = 500  # steps from one evaluation to the next
 n_layer = 5  # blocks

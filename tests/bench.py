@@ -1,5 +1,4 @@
-"""
-The README's numbers, measured side by side with those of other repositories.
+"""The README's numbers, measured side by side with those of other repositories.
 
     python tests/bench.py char              gpt_char.py: loss against time, time per step
     python tests/bench.py train             gpt2_train.py: speed, memory, Muon against AdamW
@@ -7,6 +6,7 @@ The README's numbers, measured side by side with those of other repositories.
     python tests/bench.py sparse            sparse_gpt.py: sparse attention against dense
     python tests/bench.py ladder            every script without arguments
     python tests/bench.py data              prepare_fineweb.py, and the loader of gpt2_train.py
+    python tests/bench.py steps             every file of the chapters: what each idea is worth
     python tests/bench.py all --peers=DIR   everything: on two cores some hours
 
 DIR holds your own clones of nanoGPT, build-nanogpt and ng-video-lecture; nothing is written there,
@@ -84,11 +84,12 @@ def child(job):
         status = Path("/proc/self/status").read_text()
         result["peak MiB"] = int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 2**10
     ends = next(iter(stamps.values()), [])
-    if len(ends) > 1:
+    if len(ends) > 2:
         seconds = statistics.median(np.diff(ends))
         result["ms per step"] = 1000 * seconds
         result["tokens/s"] = job.get("tokens_per_step", math.nan) / seconds
-        result["train s"] = (ends[-1] - ends[0]) * len(ends) / (len(ends) - 1)
+        # Without what stands between the first two steps: gpt2_train.py evaluates there
+        result["train s"] = (ends[-1] - ends[1]) * len(ends) / (len(ends) - 2)
         result["steps"] = len(ends)
         if math.isfinite(g.get("peak", math.nan)):
             result["mfu %"] = 100 * g["flops"] / seconds / g["peak"]
@@ -104,6 +105,12 @@ def now():
     return time.perf_counter()
 
 
+def loss_of(model, x, y):
+    """The loss of a model that returns it, as ours do, or (logits, loss)."""
+    found = model(x, y)
+    return found if torch.is_tensor(found) else found[1]
+
+
 def measure_loss(g):
     """The loss over the whole last tenth of the text, by the same code for every model."""
     tokens = torch.from_numpy(np.fromfile("data/char/val.bin", "<u2").astype(int)).to(g["device"])
@@ -112,20 +119,22 @@ def measure_loss(g):
     model.eval()
     with torch.no_grad(), g.get("ctx", nullcontext()):
         for xb, yb in zip(x, y):
-            total += model(xb, yb)[1].item() * xb.numel()
+            total += loss_of(model, xb, yb).item() * xb.numel()
     return {"val loss": total / end}
 
 
 def measure_split(g, steps, *batch):
     """The parts of a training step in milliseconds, medians over some steps."""
     model, optimizers = g["model"].train(), g.get("optimizers") or [g["optimizer"]]
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        group.setdefault("lr", 1e-3)  # where the training loop sets it
     times = []
     for _ in range(steps):
         times.append([now()])
         x, y = g["get_batch"](*batch)
         times[-1].append(now())
         with g.get("ctx", nullcontext()):
-            loss = model(x, y)[1]
+            loss = loss_of(model, x, y)
         times[-1].append(now())
         model.zero_grad()
         loss.backward()
@@ -328,19 +337,19 @@ def assign(**values):
 
 # --------------------------------------------------------------------------------------- Parts
 def char():
-    gpu, few = bool(machine["gpu"]), "--eval_iters=1"
+    gpu = bool(machine["gpu"])
     target = 3.3 if args.quick else 1.4697 if gpu else 1.88  # nanoGPT's
     budgets = (0.3, 1, 2) if args.quick else (7.5, 15, 30, 60, 120, 240)
     size = dict(block_size=64, batch_size=12, n_layer=4, n_head=4, n_embd=128, dropout=0.0)
     size = {} if gpu else size  # nanoGPT's recipe for a CPU
 
     def gpt_char(n, **measure):
-        flags = f"--max_iters={n} --eval_interval={max(1, n)} {few} --max_new_tokens=1"
+        flags = f"--max_iters={n} --eval_interval={max(1, n)} --max_new_tokens=1"
         return job("ours/gpt_char.py", flags, **measure)
 
     def nano(n, **measure):  # it does one step more than max_iters
-        flags = f"peers/nanoGPT/config/train_shakespeare_char.py --dataset=char --out_dir=out {few}"
-        flags += f" --max_iters={max(0, n - 1)} --lr_decay_iters={max(1, n)}"
+        flags = "peers/nanoGPT/config/train_shakespeare_char.py --dataset=char --out_dir=out"
+        flags += f" --eval_iters=1 --max_iters={max(0, n - 1)} --lr_decay_iters={max(1, n)}"
         flags += f" --warmup_iters={min(100, n // 10)} --eval_interval=1000000000"
         flags += "".join(f" --{name}={value}" for name, value in size.items())
         return nanogpt("train.py", flags, **measure)
@@ -352,7 +361,7 @@ def char():
 
     recipes = {"gpt_char": gpt_char, "nanoGPT": nano, "ng-video-lecture": lecture}
     steps = 2 if args.quick else 40
-    kinds = {n: f(0, split=[steps, *["train"][f == gpt_char :]]) for n, f in recipes.items()}
+    kinds = {n: f(0, split=[steps, 0 if f == gpt_char else "train"]) for n, f in recipes.items()}
     measures = ("data ms", "forward ms", "backward ms", "optimizer ms", "step ms")
     table("The parts of a training step", in_turn(kinds, measures), "step ms")
 
@@ -368,6 +377,19 @@ def char():
             pace[name] = row["train s"][0] / row["steps"][0]
             curves[name].append((row["steps"][0], row["val loss"][0]))
     table("Validation loss after a run of so many seconds of training", rows)
+
+    if not gpu:  # half a minute: a smaller model is there sooner
+        small = "--n_layer=2 --adamw_share=0.5"
+
+        def gpt_char_small(n, **measure):
+            kind = gpt_char(n, **measure)
+            return kind | {"flags": [*kind["flags"], *small.split()]}
+
+        name = f"gpt_char {small}"
+        recipes[name], curves[name] = gpt_char_small, []
+        for n in (3, 4) if args.quick else (250, 1000):
+            row = in_turn({name: gpt_char_small(n, loss=[])}, measures, rounds=1)[name]
+            curves[name].append((row["steps"][0], row["val loss"][0]))
 
     kinds = {}
     for name, curve in curves.items():
@@ -512,6 +534,43 @@ def ladder():
     tables["Curves of the first round: seconds since the start, val loss"] = curves
 
 
+def steps():
+    """Every file between two scripts, as the chapters of docs/ have them."""
+    folder, quick = OUT / "steps", args.quick
+    subprocess.run([sys.executable, ROOT / "docs/steps.py", "unfold", folder], check=True)
+    (WORK / "steps").symlink_to(folder)
+    few = "--max_iters=3 --max_new_tokens=1" if quick else "--max_new_tokens=1"
+    flags = {"v2_attention": few, "gpt_char": few, "gpt2_train": few, "sparse_gpt": few}
+    if not quick:
+        flags["gpt_char"] += " --max_iters=1000"
+        flags["gpt2_train"] += " --max_iters=200"
+        flags["sparse_gpt"] += " --max_iters=300"
+    measures = ("final val loss", "ms per step", "peak MiB", "steps")
+    for chapter, more in flags.items():
+        if args.chapter and chapter not in args.chapter.split(","):
+            continue
+        paths = sorted((folder / chapter).glob("*.py"))
+        files = {path.stem: f"steps/{chapter}/{path.name}" for path in paths}
+        below = ["bigram", "v2_attention", "gpt_char", "gpt2_train", "sparse_gpt"]
+        below = below[below.index(chapter) - 1]
+        files = {below: f"ours/{below}.py"} | files
+
+        def flags_for(path, more):
+            source = (WORK / path).read_text(encoding="utf-8")  # the early ones have no checkpoints
+            return more + (" --init_from=scratch" if "\ninit_from = " in source else "")
+
+        kinds = {name: job(path, flags_for(path, more)) for name, path in files.items()}
+        data = in_turn(kinds, measures)
+        table(f"{chapter}: equal steps", data, "ms per step")
+        if chapter == "gpt_char":  # as long as the slowest, which has all the steps above
+            longest = max(statistics.median(row["ms per step"]) for row in data.values())
+            kinds = {}
+            for name, path in files.items():
+                n = 3 if quick else 1000 * longest / statistics.median(data[name]["ms per step"])
+                kinds[name] = job(path, flags_for(path, f"{few} --max_iters={round(n)}"))
+            table(f"{chapter}: equal time", in_turn(kinds, measures))
+
+
 def data():
     count, seconds, megabytes = (10**6, 0.3, 0.3) if args.quick else (10**8, 5, 250)
     rng, folder = np.random.default_rng(0), WORK / "data/loader"
@@ -642,6 +701,7 @@ if __name__ == "__main__":
         "sparse": sparse,
         "ladder": ladder,
         "data": data,
+        "steps": steps,
     }
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -650,6 +710,7 @@ if __name__ == "__main__":
     parser.add_argument("--peers", default="", metavar="DIR")
     parser.add_argument("--data", default=str(ROOT / "data/shakespeare/gpt2"), metavar="FOLDER")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--chapter", default="", metavar="NAMES", help="of steps: some chapters")
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()
     make_work()

@@ -5,9 +5,8 @@ rest of its last line (a comment may not change unnoticed either).
 """
 
 import ast
+import difflib
 import re
-import runpy
-import shutil
 from pathlib import Path
 
 import pytest
@@ -99,23 +98,51 @@ def test_command_line_is_the_same_to_the_letter(name):
     assert section(sources[0], "Command line") == section(sources[1], "Command line")
 
 
-@pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
-@pytest.mark.parametrize("old, new", PAIRS)
-def test_diffs_on_the_web_page_are_true(old, new):
-    """After a change of a script: python assets/write_diffs.py"""
-    diff = runpy.run_path(str(ROOT / "assets/write_diffs.py"))["diff"]
-    path = ROOT / "assets/diffs" / new.replace(".py", ".diff")
-    assert path.read_text(encoding="utf-8") == diff(old, new)
-
-
-def test_readme_table_counts_lines():
-    """The columns "lines" and "diff" of the README's ladder are those of the files."""
-    rows = re.findall(r"^\| \[(\w+)\.py\]\S+ \| .*? \| (\d+) \| (\S*) ?\|$", README, flags=re.M)
-    assert [f"{name}.py" for name, _, _ in rows] == LADDER
-    for name, lines, changed in rows:
+def test_readme_table_counts_lines_and_steps():
+    """The columns "lines" and "steps" of the README's ladder are those of the files."""
+    rows = re.findall(
+        r"^\| \[(\w+)\.py\]\S+ \| .*? \| (\d+) \| \[(\w+)\]\((\S+)\) \|$", README, re.M
+    )
+    assert [f"{name}.py" for name, *_ in rows] == LADDER
+    for name, lines, steps, chapter in rows:
         assert int(lines) == len((ROOT / f"{name}.py").read_text().splitlines()), name
-        path = ROOT / f"assets/diffs/{name}.diff"
-        if path.exists():  # the first has none
-            diff = path.read_text(encoding="utf-8").splitlines()[2:]
-            count = sum(line[0] in "+-" for line in diff)
-            assert changed == f"[{count}](assets/diffs/{name}.diff)"
+        assert chapter == f"docs/{name}.md"
+        count = (ROOT / chapter).read_text(encoding="utf-8").count("\n```diff\n")
+        assert steps == (str(count) if count else "read"), name
+
+
+def code_lines_changed(old, new):
+    """How many lines of code a diff removes and adds, docstrings of the files apart."""
+    texts = []
+    for name in (old, new):
+        source = (ROOT / name).read_text(encoding="utf-8")
+        end = ast.parse(source).body[0].end_lineno
+        texts.append(source.splitlines()[end:])
+    return sum(
+        line[0] in "+-" for line in list(difflib.unified_diff(*texts, n=0))[2:] if line[0] != "@"
+    )
+
+
+@pytest.mark.parametrize(
+    "name, lines, changed",
+    [
+        ("bigram.py", 165, 0),
+        ("v2_attention.py", 235, 65),
+        ("gpt_char.py", 445, 285),
+        ("gpt2_train.py", 815, 580),
+        ("sparse_gpt.py", 895, 120),
+    ],
+)
+def test_scripts_stay_small(name, lines, changed):
+    source = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    assert len(source) <= lines
+    if name != LADDER[0]:
+        assert code_lines_changed(LADDER[LADDER.index(name) - 1], name) <= changed
+
+
+def test_bigram_comes_to_language_soon():
+    source = (ROOT / "bigram.py").read_text(encoding="utf-8").splitlines()
+    first = [i for i, line in enumerate(source, start=1) if line.startswith(("chars =", "class "))]
+    assert first[0] < 60 and first[1] < 85
+    section_lines = section("\n".join(source), "Command line").strip().splitlines()
+    assert len(section_lines) <= 18

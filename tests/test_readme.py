@@ -1,28 +1,52 @@
-"""The README's names: every file, flag, link and table that can be checked without training.
+"""README.md and docs/: every file, flag, link and table that can be checked without training.
 
 A flag is a name of the script's section "Hyperparameters", read with ast, or an option that a
-prepare script adds to argparse.
+prepare script adds to argparse. The files in between that the chapters speak of, under out/steps,
+are made from the chapters' diffs.
 """
 
 import ast
 import functools
+import json
 import re
+import runpy
 import shlex
+import statistics
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCUMENTS = sorted(["README.md", *(f"docs/{path.name}" for path in ROOT.glob("docs/*.md"))])
+TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in DOCUMENTS}
+README = TEXTS["README.md"]
 SCRIPTS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("*.py"))
-# Options of other programs, in code that is no command line of ours
-FOREIGN = {"--nproc_per_node", "--depth", "--word-diff", "--help"}
+# Options and files of other programs, in code that is no command line of ours
+FOREIGN = {
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "--nproc_per_node",
+    "--depth",
+    "--word-diff",
+    "--help",
+}
+
+
+@functools.cache
+def files_in_between():
+    """What docs/steps.py writes to out/steps: {path: text}."""
+    steps = runpy.run_path(str(ROOT / "docs/steps.py"))["steps"]
+    found = steps((ROOT / "bigram.py").read_text(encoding="utf-8"))
+    return {f"out/steps/{name}": text for name, text in found.items()}
 
 
 @functools.cache
 def tree_of(script):
-    return ast.parse((ROOT / script).read_text(encoding="utf-8"))
+    between = script.startswith("out/steps/")
+    text = files_in_between()[script] if between else (ROOT / script).read_text(encoding="utf-8")
+    return ast.parse(text)
 
 
 @functools.cache
@@ -39,7 +63,7 @@ def flags_of(script):
     for node in body[: ends[0]] if ends else []:  # what follows cannot be set
         if isinstance(node, ast.Assign):
             found.update(target.id for target in node.targets)
-    return found - {"cpu_features"}
+    return found - {"cpu"}
 
 
 def code(markdown):
@@ -49,8 +73,8 @@ def code(markdown):
     lines = [
         line
         for kind, block in fences
-        if kind == "sh"
         for line in block.replace("\\\n", " ").splitlines()
+        if kind == "sh" or kind == "" and line.startswith(("python ", "torchrun "))
     ]
     return lines, re.findall(r"`([^`]+)`", prose)
 
@@ -60,6 +84,8 @@ def commands(markdown):
     found = []
     for line in [text for texts in code(markdown) for text in texts]:
         for command in re.split(r"&&|;", line):
+            if not re.search(r"\b(python|torchrun) ", command) or "python -c" in command:
+                continue
             words = shlex.split(command, comments=True)
             starts = [i for i, word in enumerate(words) if word in ("python", "torchrun")]
             places = [i for i, word in enumerate(words) if word.endswith(".py")]
@@ -96,14 +122,18 @@ def missing_files(markdown):
     made = "".join(ast.unparse(tree_of(script)) for script in SCRIPTS)
     missing = []
     for name in names:
-        here = (ROOT / name).exists()
+        here = (ROOT / name).exists() or (ROOT / "docs" / name).exists()
+        here = here or any(f"/{path}".endswith(f"/{name}") for path in files_in_between())
+        name = name.removeprefix("out_dir/")
         by_us = not name.endswith(".py") and ("/" not in name or name.startswith(("data/", "out/")))
-        if not here and not (by_us and Path(name).name in made):
+        known = Path(name).name in made or Path(name).name in FOREIGN
+        known = known or re.fullmatch(r"step_\d{6}\.pt", name)  # made with a number
+        if not here and not (by_us and known):
             missing.append(name)
     return missing
 
 
-def dead_links(markdown):
+def dead_links(markdown, folder="."):
     """Every relative link or picture without its file, and every #anchor without its heading."""
     headings = re.findall(
         r"^#+ (.+)$", re.sub(r"^ *```.*?^ *```$", "", markdown, flags=re.M | re.S), re.M
@@ -114,22 +144,29 @@ def dead_links(markdown):
         path, _, anchor = target.partition("#")
         if re.match(r"https?://", target):
             continue
-        if path and not (ROOT / path).exists() or not path and anchor not in anchors:
+        if path and not (ROOT / folder / path).exists() or not path and anchor not in anchors:
             dead.append(target)
     return dead
 
 
-def test_flags_exist():
-    assert len(commands(README)) > 20
-    assert wrong_flags(README) == []
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_flags_exist(name):
+    assert wrong_flags(TEXTS[name]) == []
 
 
-def test_files_exist():
-    assert missing_files(README) == []
+def test_commands_are_found():
+    assert len(commands(README)) > 8
+    assert sum(len(commands(text)) for text in TEXTS.values()) > 60
 
 
-def test_links_lead_somewhere():
-    assert dead_links(README) == []
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_files_exist(name):
+    assert missing_files(TEXTS[name]) == []
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_links_lead_somewhere(name):
+    assert dead_links(TEXTS[name], Path(name).parent) == []
 
 
 @pytest.mark.parametrize(
@@ -153,17 +190,17 @@ def test_links_lead_somewhere():
         ),
         (
             wrong_flags,
-            "`python gpt_char.py --cpu_features=1`",
-            [("gpt_char.py", "--cpu_features=1")],
+            "`python gpt_char.py --cpu=1`",
+            [("gpt_char.py", "--cpu=1")],
         ),
         (wrong_flags, "give `--batchsize`", [("any script", "--batchsize")]),
         (missing_files, "see `v2.py` and `bigram.py`", ["v2.py"]),
-        (missing_files, "`assets/pattern.svg`", ["assets/pattern.svg"]),
+        (missing_files, "`docs/pattern.svg`", ["docs/pattern.svg"]),
         (missing_files, "`log.txt` and `log.csv`", ["log.txt"]),
         (
             dead_links,
-            "![a](assets/none.svg) [b](#no) [c](LICENSE)\n## D\n[d](#d)",
-            ["assets/none.svg", "#no"],
+            "![a](docs/none.svg) [b](#no) [c](LICENSE)\n## D\n[d](#d)",
+            ["docs/none.svg", "#no"],
         ),
     ],
 )
@@ -171,9 +208,16 @@ def test_the_checks_notice(check, text, found):
     assert check(text) == found
 
 
-def test_lines_are_short():
-    long = [line for line in README.splitlines() if len(line) > 100 and line[0] != "|"]
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_lines_are_short(name):
+    prose = re.sub(r"^```diff\n.*?^```$", "", TEXTS[name], flags=re.M | re.S)
+    prose = re.sub(r"^(python|torchrun|timeout) .*$", "", prose, flags=re.M)
+    long = [line for line in prose.splitlines() if len(line) > 100 and line[0] != "|"]
     assert long == []
+
+
+def test_readme_is_a_front_door():
+    assert len(README.splitlines()) <= 300
 
 
 def batch_size_that_fits(memory, model, block_size):
@@ -185,16 +229,17 @@ def batch_size_that_fits(memory, model, block_size):
     properties = SimpleNamespace(total_memory=memory)
     cuda = SimpleNamespace(get_device_properties=lambda device: properties)
     names = {"batch_size": 0, "block_size": block_size, "n_layer": n_layer, "n_embd": n_embd}
-    names |= {"per_process": 524_288 // block_size, "device": "cuda", "device_type": "cuda"}
-    names["torch"] = SimpleNamespace(cuda=cuda)
+    names |= {"per_process": 524_288 // block_size, "device": "cuda", "on_gpu": True}
+    names |= {"torch": SimpleNamespace(cuda=cuda), "bfloat16": True, "float16": False}
     exec(compile(ast.Module([choice], []), "gpt2_train.py", "exec"), names)
     return str(names["batch_size"]) if names["fits"] >= 1 else "no"
 
 
 def test_memory_table_is_computed_by_the_script():
-    header = re.search(r"^\| model \| context \|(.*)\|$", README, flags=re.M)
+    text = TEXTS["docs/reproduce_gpt2.md"]
+    header = re.search(r"^\| model \| context \|(.*)\|$", text, flags=re.M)
     gib = [int(number) for number in re.findall(r"(\d+) GiB", header[1])]
-    rows = re.findall(r"^\| `(gpt[\w-]+)` \| ([\d,]+) \| (.*) \|$", README, flags=re.M)
+    rows = re.findall(r"^\| `(gpt[\w-]+)` \| ([\d,]+) \| (.*) \|$", text, flags=re.M)
     assert len(rows) == 6 and len(gib) == 5
     for model, context, cells in rows:
         context = int(context.replace(",", ""))
@@ -202,12 +247,12 @@ def test_memory_table_is_computed_by_the_script():
         assert cells.split(" | ") == expected, model
 
 
-def test_drawing_of_the_patterns_is_printed_like_that(run):
-    """The two columns of the drawing are what --show_pattern prints."""
-    block = re.search(r"^--pattern=fixed .*?\n\n(.*?)\n\n", README, flags=re.M | re.S)[1]
-    columns = list(zip(*(line.split() for line in block.splitlines())))
-    for pattern, column in zip(("fixed", "strided"), columns, strict=True):
-        flags = ["--show_pattern", "--block_size=64", "--stride=8", "--summary=2"]
-        done = run("sparse_gpt.py", f"--pattern={pattern}", *flags)
-        assert (done.code, done.err) == (0, "")
-        assert done.out.splitlines()[1:] == list(column)
+def test_ladder_table_is_that_of_the_report():
+    """Loss to two digits and seconds of every script, as docs/bench/ladder.json has them."""
+    report = json.loads((ROOT / "docs/bench/ladder.json").read_text(encoding="utf-8"))
+    measured = report["tables"]["Every script without arguments"]
+    rows = re.findall(r"^\| \[(\w+)\.py\]\S+ \| [\d,]+ \| ([\d.]+) \| (\d+) s \|$", README, re.M)
+    assert [name for name, *_ in rows] == list(measured)
+    for name, loss, seconds in rows:
+        assert loss == f"{statistics.median(measured[name]['final val loss']):.2f}", name
+        assert seconds == f"{statistics.median(measured[name]['wall s']):.0f}", name
