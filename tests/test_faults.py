@@ -252,7 +252,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
         ("gpt_char", 1000, ""),
         ("gpt_char", 15_000, ""),
         *((name, 700, "run/log.csv: ") for name in LARGE),
-        *((name, 60_000, "run: ") for name in LARGE),
+        *((name, 60_000, "run/") for name in LARGE),
     ],
 )
 def test_disk_full(place, run_any, script, limit, what):
@@ -328,20 +328,6 @@ def test_damaged_checkpoint(place, run_any, script):
     assert found["refused"] > 220, found
     path.write_bytes(good)
     names["load_checkpoint"](path)
-
-
-@pytest.mark.parametrize("script", LARGE)
-def test_checkpoint_in_which_a_tensor_became_a_folder(place, run_any, script):
-    """One wrong bit in the list of what is inside, which no checksum covers: refused, too."""
-    names = run_any(f"{script}.py", *ARGS[script], "--max_iters=1", "--out_dir=run").names
-    path = Path("run/last.pt")
-    good = path.read_bytes()
-    assert len(directory_bits(good)) > 40
-    for place_of_bit in directory_bits(good):
-        if b"/data/" in good[place_of_bit + 8 : place_of_bit + 24]:
-            path.write_bytes(good[:place_of_bit] + b"\x10" + good[place_of_bit + 1 :])
-            with pytest.raises(SystemExit, match="run/last.pt: .*--init_from=scratch"):
-                names["load_checkpoint"](path)
 
 
 def test_checkpoint_of_gpt_char_that_was_cut(place, run_any):
