@@ -214,15 +214,20 @@ def assert_same_function(ours, theirs, vocab_size, positions=16):
 
 
 @pytest.mark.parametrize("vocab_size, n_positions", [(256, 32), (50257, 32), (256, 9)])
-def test_import_equals_huggingface(gpt2, tmp_path, vocab_size, n_positions):
-    """Of a model for more positions than block_size, or for fewer: those that both have."""
+def test_import_equals_huggingface(gpt2, tmp_path, capsys, vocab_size, n_positions):
+    """Of a model for more positions than block_size. One for fewer is refused."""
     theirs = huggingface_model(vocab_size, n_positions)
     theirs.save_pretrained(tmp_path / "hf")
     write_shard(tmp_path / "tokens/t_train_000001.bin", random_tokens(900), vocab_size % 50257)
     write_shard(tmp_path / "tokens/t_val_000000.bin", random_tokens(300), vocab_size % 50257)
+    if n_positions < 16:
+        with pytest.raises(SystemExit, match="2"):
+            gpt2("--init_from=hf")
+        assert capsys.readouterr().err.endswith("argument --block_size: at most 9 for hf\n")
+        return
     ours = gpt2("--init_from=hf", "--n_layer=9")["model"]  # the folder decides on the size
     assert len(ours.wpe.weight) == 16
-    assert_same_function(ours, theirs, vocab_size, min(16, n_positions))
+    assert_same_function(ours, theirs, vocab_size)
 
 
 @pytest.mark.parametrize("vocab_size", [256, 50257])
