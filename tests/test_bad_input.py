@@ -332,7 +332,7 @@ def test_as_a_user_sees_it(start, make, tree, tiny, script):
         make()
     process = start(f"{script}.py", *arguments(script, args, tiny))
     files = tree()
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == code
     assert err.startswith(beginning) and err.count("\n") == code  # one line, or usage and line
     assert tree() == files

@@ -162,7 +162,7 @@ def test_torchrun_commands_run(small):
         command = [*torchrun, *command.split()]
         pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         running = [subprocess.Popen(command, cwd=small, env=env, **pipes) for _ in range(nodes)]
-        outputs = [process.communicate(timeout=120)[0] for process in running]
+        outputs = [process.communicate(timeout=300)[0] for process in running]
         assert [process.returncode for process in running] == [0] * nodes, outputs
         assert sum("2 x cpu" in output for output in outputs) == 1, outputs
 

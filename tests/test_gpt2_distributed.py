@@ -124,7 +124,7 @@ def train(folder, processes, *args, spy=False, expected=0, **extra):
         ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": str(processes)}
         env = environment(**extra, **({**ranks, **address} if processes > 1 else {}))
         started.append(popen(command, env=env, cwd=folder))
-    outputs = [process.communicate(timeout=120) for process in started]
+    outputs = [process.communicate(timeout=300) for process in started]
     assert [process.returncode for process in started] == [expected] * processes, outputs
     return "".join(out for out, _ in outputs)
 
@@ -236,7 +236,7 @@ def test_torchrun_told_to_stop(folder):
         if "| loss" in line:
             process.send_signal(signal.SIGTERM)
             break
-    stdout, _ = process.communicate(timeout=60)
+    stdout, _ = process.communicate(timeout=300)
     assert process.returncode != 0
     saved_and_goes_on(folder, "scheduled", stdout)
 

@@ -643,7 +643,7 @@ def test_interrupted_process_saves_and_exits(tokens, start, tmp_path):
         if "| loss" in line:
             process.send_signal(signal.SIGTERM)
             break
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 130 and stderr == ""
     step = torch.load(tmp_path / "run/last.pt", weights_only=True)["step"]
     assert step > 0 and step - 1 in read_log("run")[0]

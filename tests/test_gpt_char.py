@@ -509,7 +509,7 @@ def test_ctrl_c_for_real(start, tiny):
     process.stdout.readline()
     assert process.stdout.readline().startswith("step     0/")
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert (process.returncode, err) == (130, "")
     assert out.endswith("stopped, saved in out/gpt_char: the same command goes on from there\n")
     done = [0, *map(int, re.findall(r"^step +(\d+)/", out, flags=re.M))]

@@ -186,7 +186,7 @@ def test_small_runs_pass(dry_run, script):
 MISPLACED = {  # the text that is replaced, by what, and arguments
     "gpt_char.py": [
         ("torch.arange(idx.shape[1], device=idx.device)", "torch.arange(idx.shape[1])"),
-        ("train_data[i + 1].to(device)", "train_data[i + 1]"),
+        (", y.to(device, non_blocking=True)", ", y"),
         ("val_data[i : n + i].to(device)", "val_data[i : n + i]"),
         ("[encode(prompt or text[0])], device=device)", "[encode(prompt or text[0])])"),
         ("torch.cat((idx, idx_next), dim=1)", "torch.cat((idx, idx_next.cpu()), dim=1)"),

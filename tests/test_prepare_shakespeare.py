@@ -165,7 +165,7 @@ def test_no_network_from_the_first_step(start, folder):
     """The real thing: bigram.py finds no text, its helper no network; one line says so."""
     shutil.rmtree("data")
     process = start("bigram.py", "--device=cpu")
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 1 and "Traceback" not in err
     assert err.count("cannot get tiny shakespeare") == 1 and "no network" in err
     assert not Path("data").exists()

@@ -333,7 +333,7 @@ def test_two_processes_equal_one(data_dir, tmp_path, pattern, combine):
             env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", **ranks, **address}
             command = [sys.executable, ROOT / "sparse_gpt.py", *flags]
             started.append(popen(command, env=env, cwd=tmp_path))
-        outputs = [process.communicate(timeout=120) for process in started]
+        outputs = [process.communicate(timeout=300) for process in started]
         assert [process.returncode for process in started] == [0] * processes, outputs
         with open(tmp_path / str(processes) / "log.csv") as f:
             losses.append([float(r["loss"] or r["val_loss"]) for r in csv.DictReader(f)])
