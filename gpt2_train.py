@@ -148,11 +148,11 @@ parser.register("type", bool, lambda word: bool(["False", "True"].index(word)))
 for name, value in config.items():
     alone = {"nargs": "?", "const": True} if type(value) is bool else {}  # --name alone means True
     parser.add_argument(f"--{name}", type=type(value), default=value, metavar=f"{value}", **alone)
-for name, value in vars(parser.parse_args()).items():
+for name, value in vars(parser.parse_args()).items():  # zero: may it be 0?
     zero = name.startswith(("max_", "seed", "warmup_")) or config[name] == 0 or type(value) is float
     if type(value) in (int, float) and not (0 < value < 2**63 or value == 0 and zero):
         parser.error(f"argument --{name}: must be {0 if zero else 1} or more, and below 2**63")
-    config[name] = globals()[name] = value
+    config[name] = globals()[name] = value  # sets the name above
 
 # -------------------------------------------------------------------------- Sizes and processes
 sizes = {  # n_layer, n_head, n_embd
@@ -383,7 +383,7 @@ class MLP(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.c_fc = nn.Linear(n_embd, 4 * n_embd)
+        self.c_fc = nn.Linear(n_embd, 4 * n_embd)  # 4 times as wide, as in GPT-2
         self.c_proj = nn.Linear(4 * n_embd, n_embd)
 
     def forward(self, x):
@@ -518,7 +518,7 @@ def hellaswag_accuracy():
 
 # ------------------------------------------------------------------------------------ Optimizer
 class Muon(torch.optim.Optimizer):
-    """Moves a matrix by the nearest one, to its mean gradient, whose singular values are all 1.
+    """Moves a matrix by its mean gradient (Nesterov's), whose singular values are first made 1.
 
     So it learns equally fast in all directions (Jordan et al. 2024). A step is as large as one of
     AdamW usually is (Liu et al. 2025, equation 4). The matrices of a group have one shape and go
@@ -541,7 +541,7 @@ class Muon(torch.optim.Optimizer):
                 x = torch.baddbmm(x, b, x, beta=3.4445)
             for p, update in zip(group["params"], x.mT if tall else x):
                 p.mul_(1 - group["lr"] * weight_decay)
-                p.sub_(update, alpha=group["lr"] * 0.2 * max(p.shape) ** 0.5)
+                p.sub_(update, alpha=group["lr"] * 0.2 * max(p.shape) ** 0.5)  # AdamW's size
 
 
 # Muon is made for the matrices inside the blocks; AdamW takes the embeddings, norms and biases.
@@ -549,8 +549,8 @@ class Muon(torch.optim.Optimizer):
 matrices = [p for p in model.h.parameters() if p.ndim == 2]
 others = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
 adamw = {"betas": (beta1, beta2), "fused": True}  # fused: all weights in one go
-if optimizer == "muon":
-    shapes = dict.fromkeys(p.shape for p in matrices)
+if optimizer == "muon":  # {}: without defaults, since each step sets "lr"
+    shapes = dict.fromkeys(p.shape for p in matrices)  # each of them once
     groups = [{"params": [p for p in matrices if p.shape == shape]} for shape in shapes]
     optimizers = [Muon(groups, {}), torch.optim.AdamW(others, weight_decay=0, **adamw)]
 else:
@@ -740,7 +740,7 @@ for step in range(first_step, max_iters):
     if rank == 0:
         append_to_log(step, loss, get_lr(step), norm.item(), ms, speed, mfu, "", "")
     done = step + 1
-    if done % eval_interval == 0 or done in (1, max_iters):
+    if done % eval_interval == 0 or done in (1, max_iters):  # after 1: what fails, fails soon
         val_loss = estimate_loss()
         accuracy = hellaswag_accuracy() if questions else ""
         log(f"step {done:5d}/{max_iters} | val loss {val_loss:.4f} | hellaswag {accuracy or 'n/a'}")
@@ -756,7 +756,7 @@ for step in range(first_step, max_iters):
         if rank == 0:
             save_checkpoint(["last.pt"], done, best_val_loss)
         log(f"stopped, saved in {out_dir}: the same command goes on from there")
-        sys.exit(130)
+        sys.exit(130)  # as programs do that Ctrl-C has ended
 for signum, handler in zip(signals, before):
     signal.signal(signum, handler)
 lock.release(force=True)

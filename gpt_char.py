@@ -102,11 +102,11 @@ parser.register("type", bool, lambda word: bool(["False", "True"].index(word)))
 for name, value in config.items():
     alone = {"nargs": "?", "const": True} if type(value) is bool else {}  # --name alone means True
     parser.add_argument(f"--{name}", type=type(value), default=value, metavar=f"{value}", **alone)
-for name, value in vars(parser.parse_args()).items():
+for name, value in vars(parser.parse_args()).items():  # zero: may it be 0?
     zero = name.startswith(("max_", "seed", "warmup_")) or config[name] == 0 or type(value) is float
     if type(value) in (int, float) and not (0 < value < 2**63 or value == 0 and zero):
         parser.error(f"argument --{name}: must be {0 if zero else 1} or more, and below 2**63")
-    config[name] = globals()[name] = value
+    config[name] = globals()[name] = value  # sets the name above
 
 # ----------------------------------------------------------------------------------------- Data
 input_file = Path(data_dir, "input.txt")
@@ -137,12 +137,12 @@ train_data, val_data = torch.tensor(encode(text[:n])), torch.tensor(encode(text[
 
 def get_batch(step):
     """x, y (B, T) of a step; an epoch visits every window of T characters once, in random order."""
-    windows = len(train_data) // block_size - 1
-    epoch, i = divmod(step, max(1, windows // batch_size))
+    windows = len(train_data) // block_size - 1  # one less: room to cut elsewhere
+    epoch, k = divmod(step, max(1, windows // batch_size))
     rng = np.random.default_rng((seed, epoch))
     starts = rng.integers(block_size) + block_size * rng.permutation(windows)  # cut anew each time
-    starts = torch.from_numpy(starts[i * batch_size : (i + 1) * batch_size])
-    i = starts[:, None] + torch.arange(block_size)  # (B, T)
+    starts = torch.from_numpy(starts[k * batch_size : (k + 1) * batch_size])
+    i = starts[:, None] + torch.arange(block_size)  # (B, T): T places from each start on
     x, y = train_data[i], train_data[i + 1]
     if "cuda" in device:  # pinned, they are copied to the GPU while it still computes
         x, y = x.pin_memory(), y.pin_memory()
@@ -180,7 +180,7 @@ class MLP(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.c_fc = nn.Linear(n_embd, 4 * n_embd)
+        self.c_fc = nn.Linear(n_embd, 4 * n_embd)  # 4 times as wide, as in GPT-2
         self.c_proj = nn.Linear(4 * n_embd, n_embd)
 
     def forward(self, x):
@@ -232,7 +232,7 @@ class GPT(nn.Module):
         x = self.drop(x)
         for block in self.h:
             x = block(x)
-        return self.lm_head(self.ln_f(x)).float()
+        return self.lm_head(self.ln_f(x)).float()  # in 32 bits again
 
     def forward(self, x, y):
         """How surprised the model is by y (B, T), given x (B, T): mean of -ln P(y), in nats."""
@@ -277,7 +277,7 @@ def estimate_loss():
 
 # ------------------------------------------------------------------------------------ Optimizer
 class Muon(torch.optim.Optimizer):
-    """Moves a matrix by the nearest one, to its mean gradient, whose singular values are all 1.
+    """Moves a matrix by its mean gradient (Nesterov's), whose singular values are first made 1.
 
     So it learns equally fast in all directions (Jordan et al. 2024). A step is as large as one of
     AdamW usually is (Liu et al. 2025, equation 4). The matrices of a group have one shape and go
@@ -300,7 +300,7 @@ class Muon(torch.optim.Optimizer):
                 x = torch.baddbmm(x, b, x, beta=3.4445)
             for p, update in zip(group["params"], x.mT if tall else x):
                 p.mul_(1 - group["lr"] * weight_decay)
-                p.sub_(update, alpha=group["lr"] * 0.2 * max(p.shape) ** 0.5)
+                p.sub_(update, alpha=group["lr"] * 0.2 * max(p.shape) ** 0.5)  # AdamW's size
 
 
 # Muon is made for the matrices inside the blocks; AdamW takes the embeddings, norms and biases.
@@ -308,8 +308,8 @@ class Muon(torch.optim.Optimizer):
 matrices = [p for p in model.h.parameters() if p.ndim == 2]
 others = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
 adamw = {"betas": (beta1, beta2), "fused": True}  # fused: all weights in one go
-if optimizer == "muon":
-    shapes = dict.fromkeys(p.shape for p in matrices)
+if optimizer == "muon":  # {}: without defaults, since each step sets "lr"
+    shapes = dict.fromkeys(p.shape for p in matrices)  # each of them once
     groups = [{"params": [p for p in matrices if p.shape == shape]} for shape in shapes]
     optimizers = [Muon(groups, {}), torch.optim.AdamW(others, weight_decay=0, **adamw)]
 else:
@@ -325,7 +325,7 @@ def get_lr(step):
 
 
 # ---------------------------------------------------------------------------------- Checkpoints
-shape = [n_layer, n_head, n_embd, block_size, optimizer, "".join(chars)]
+shape = [n_layer, n_head, n_embd, block_size, optimizer, "".join(chars)]  # must agree
 
 
 def save_checkpoint(names, step, best_val_loss):
@@ -391,8 +391,8 @@ for step in range(first_step, max_iters):
     if stop:
         save_checkpoint(["last.pt"], done, best_val_loss)
         print(f"stopped, saved in {out_dir}: the same command goes on from there")
-        sys.exit(130)
-signal.signal(signal.SIGINT, before)
+        sys.exit(130)  # as programs do that Ctrl-C has ended
+signal.signal(signal.SIGINT, before)  # from here on Ctrl-C ends at once again
 
 
 # ------------------------------------------------------------------------------------- Sampling

@@ -60,11 +60,11 @@ parser.register("type", bool, lambda word: bool(["False", "True"].index(word)))
 for name, value in config.items():
     alone = {"nargs": "?", "const": True} if type(value) is bool else {}  # --name alone means True
     parser.add_argument(f"--{name}", type=type(value), default=value, metavar=f"{value}", **alone)
-for name, value in vars(parser.parse_args()).items():
+for name, value in vars(parser.parse_args()).items():  # zero: may it be 0?
     zero = name.startswith(("max_", "seed", "warmup_")) or config[name] == 0 or type(value) is float
     if type(value) in (int, float) and not (0 < value < 2**63 or value == 0 and zero):
         parser.error(f"argument --{name}: must be {0 if zero else 1} or more, and below 2**63")
-    config[name] = globals()[name] = value
+    config[name] = globals()[name] = value  # sets the name above
 
 # ----------------------------------------------------------------------------------------- Data
 input_file = Path(data_dir, "input.txt")
@@ -96,7 +96,7 @@ train_data, val_data = torch.tensor(encode(text[:n])), torch.tensor(encode(text[
 def get_batch():
     """Random sequences x (B, T) of the training data, and y (B, T): what follows each character."""
     starts = torch.randint(len(train_data) - block_size, (batch_size,))
-    i = starts[:, None] + torch.arange(block_size)  # (B, T)
+    i = starts[:, None] + torch.arange(block_size)  # (B, T): T places from each start on
     return train_data[i].to(device), train_data[i + 1].to(device)
 
 
@@ -109,6 +109,7 @@ class Head(nn.Module):
         self.query = nn.Linear(n_embd, head_size)  # what a position looks for
         self.key = nn.Linear(n_embd, head_size)  # what it offers to be found by
         self.value = nn.Linear(n_embd, head_size)  # what it hands over when found
+        # Not learned: True where the column is the row's position itself or an earlier one
         self.register_buffer("past", torch.ones(block_size, block_size).tril().bool())
 
     def forward(self, x):

@@ -558,6 +558,8 @@ def test_every_process_takes_its_own_gpu(place, run_any, monkeypatch, script, ar
 
     def init_process_group(**options):
         said.append(("init_process_group", str(options.get("device_id"))))
+        # While the first process writes the files of gpt2-xl, or exports, the others wait
+        assert options["timeout"].total_seconds() >= 3600
         raise Reached
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

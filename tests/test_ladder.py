@@ -128,7 +128,7 @@ def code_lines_changed(old, new):
     [
         ("bigram.py", 165, 0),
         ("v2_attention.py", 235, 65),
-        ("gpt_char.py", 445, 285),
+        ("gpt_char.py", 445, 286),
         ("gpt2_train.py", 815, 580),
         ("sparse_gpt.py", 895, 120),
     ],
