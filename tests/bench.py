@@ -535,40 +535,52 @@ def ladder():
 
 
 def steps():
-    """Every file between two scripts, as the chapters of docs/ have them."""
-    folder, quick = OUT / "steps", args.quick
+    """Every file between two scripts, as the chapters of docs/ have them: a report for each."""
+    folder = OUT / "steps"
+    shutil.rmtree(folder, ignore_errors=True)
     subprocess.run([sys.executable, ROOT / "docs/steps.py", "unfold", folder], check=True)
     (WORK / "steps").symlink_to(folder)
-    few = "--max_iters=3 --max_new_tokens=1" if quick else "--max_new_tokens=1"
-    flags = {"v2_attention": few, "gpt_char": few, "gpt2_train": few, "sparse_gpt": few}
-    if not quick:
-        flags["gpt_char"] += " --max_iters=1000"
-        flags["gpt2_train"] += " --max_iters=200"
-        flags["sparse_gpt"] += " --max_iters=300"
-    measures = ("final val loss", "ms per step", "peak MiB", "steps")
-    for chapter, more in flags.items():
-        if args.chapter and chapter not in args.chapter.split(","):
-            continue
-        paths = sorted((folder / chapter).glob("*.py"))
-        files = {path.stem: f"steps/{chapter}/{path.name}" for path in paths}
-        below = ["bigram", "v2_attention", "gpt_char", "gpt2_train", "sparse_gpt"]
-        below = below[below.index(chapter) - 1]
-        files = {below: f"ours/{below}.py"} | files
+    iters = {"v2_attention": 1000, "gpt_char": 1000, "gpt2_train": 100, "sparse_gpt": 200}
+    measures = ("final val loss", "ms per step", "peak MiB")
+    for chapter in args.chapter.split(",") if args.chapter else iters:
+        report.clear(), tables.clear()
+        below = [*iters][[*iters].index(chapter) - 1] if chapter != "v2_attention" else "bigram"
+        files = {below: f"ours/{below}.py"}
+        files |= {p.stem: f"steps/{chapter}/{p.name}" for p in sorted((folder / chapter).iterdir())}
 
-        def flags_for(path, more):
-            source = (WORK / path).read_text(encoding="utf-8")  # the early ones have no checkpoints
-            return more + (" --init_from=scratch" if "\ninit_from = " in source else "")
+        def train(path, n, seed=1337):
+            flags = f"--max_iters={3 if args.quick else round(n)} --seed={seed} --max_new_tokens=1"
+            source = (WORK / path).read_text(encoding="utf-8")  # the early ones have less
+            flags += " --init_from=scratch" * ("\ninit_from = " in source)
+            flags += " --hellaswag=False" * ("\nhellaswag = " in source)
+            return job(path, flags)
 
-        kinds = {name: job(path, flags_for(path, more)) for name, path in files.items()}
-        data = in_turn(kinds, measures)
-        table(f"{chapter}: equal steps", data, "ms per step")
-        if chapter == "gpt_char":  # as long as the slowest, which has all the steps above
-            longest = max(statistics.median(row["ms per step"]) for row in data.values())
-            kinds = {}
-            for name, path in files.items():
-                n = 3 if quick else 1000 * longest / statistics.median(data[name]["ms per step"])
-                kinds[name] = job(path, flags_for(path, f"{few} --max_iters={round(n)}"))
-            table(f"{chapter}: equal time", in_turn(kinds, measures))
+        n = iters[chapter]
+        kinds = {name: train(path, n) for name, path in files.items()}
+        data = in_turn(kinds, measures, rounds=1)
+        table(f"{chapter}: {n} steps", data, "ms per step")
+        pairs = list(zip(data, list(data)[1:]))
+        loss = {name: row["final val loss"][0] for name, row in data.items()}
+        pairs = [pair for pair in pairs if 0 < abs(loss[pair[0]] - loss[pair[1]]) < 0.02]
+        if chapter in ("v2_attention", "gpt_char", "sparse_gpt") and pairs:
+            close = {name: {"final val loss": [loss[name]]} for pair in pairs for name in pair}
+            for seed in range(1, args.rounds):
+                kinds = {name: train(files[name], n, seed) for name in close}
+                for name, row in in_turn(kinds, measures[:1], rounds=1).items():
+                    close[name]["final val loss"] += row["final val loss"]
+            table(f"{chapter}: {n} steps, seeds 1337, 1, 2 ..., where neighbours are close", close)
+            data["differences"] = {}
+            for a, b in pairs:
+                both = zip(close[a]["final val loss"], close[b]["final val loss"])
+                data["differences"][f"{a} to {b}"] = [y - x for x, y in both]
+            table(f"{chapter}: what the step changed", {"val loss": data.pop("differences")})
+        if chapter == "gpt_char":  # as long as the slowest; what computes the same is left out
+            names = [name for i, name in enumerate(loss) if loss[name] not in [*loss.values()][:i]]
+            pace = {name: statistics.median(data[name]["ms per step"]) for name in names}
+            kinds = {k: train(files[k], n * max(pace.values()) / pace[k]) for k in names}
+            data = in_turn(kinds, ("final val loss", "steps", "train s"), rounds=1)
+            table(f"{chapter}: equal time", data)
+        save(f"steps_{chapter}")
 
 
 def data():
@@ -722,5 +734,6 @@ if __name__ == "__main__":
         try:
             PARTS[part]()
         finally:  # keep what was measured before an error
-            save(part)
+            if part != "steps":  # which saves by itself
+                save(part)
     shutil.rmtree(WORK)
