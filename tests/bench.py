@@ -569,15 +569,15 @@ def steps():
                 for name, row in in_turn(kinds, measures[:1], rounds=1).items():
                     close[name]["final val loss"] += row["final val loss"]
             table(f"{chapter}: {n} steps, seeds 1337, 1, 2 ..., where neighbours are close", close)
-            data["differences"] = {}
+            changed = {}
             for a, b in pairs:
                 both = zip(close[a]["final val loss"], close[b]["final val loss"])
-                data["differences"][f"{a} to {b}"] = [y - x for x, y in both]
-            table(f"{chapter}: what the step changed", {"val loss": data.pop("differences")})
-        if chapter == "gpt_char":  # as long as the slowest; what computes the same is left out
+                changed[f"{a} to {b}"] = {"val loss": [y - x for x, y in both]}
+            table(f"{chapter}: what these steps changed, with the same seed", changed)
+        if chapter == "gpt_char":  # half as long as the slowest; what computes the same is left out
             names = [name for i, name in enumerate(loss) if loss[name] not in [*loss.values()][:i]]
             pace = {name: statistics.median(data[name]["ms per step"]) for name in names}
-            kinds = {k: train(files[k], n * max(pace.values()) / pace[k]) for k in names}
+            kinds = {k: train(files[k], n / 2 * max(pace.values()) / pace[k]) for k in names}
             data = in_turn(kinds, ("final val loss", "steps", "train s"), rounds=1)
             table(f"{chapter}: equal time", data)
         save(f"steps_{chapter}")
