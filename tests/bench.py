@@ -5,6 +5,7 @@
     python tests/bench.py sample            gpt2_train.py: sampling with a cache and without
     python tests/bench.py sparse            sparse_gpt.py: sparse attention against dense
     python tests/bench.py ladder            every script without arguments
+    python tests/bench.py curves            the loss of every script from its first step on
     python tests/bench.py data              prepare_fineweb.py, and the loader of gpt2_train.py
     python tests/bench.py steps             every file of the chapters: what each idea is worth
     python tests/bench.py all --peers=DIR   everything: on two cores some hours
@@ -21,7 +22,6 @@ Memory is what was allocated on the GPU at most; without one, the largest reside
 """
 
 import argparse
-import functools
 import json
 import math
 import multiprocessing
@@ -74,10 +74,26 @@ def child(job):
         for loss in re.findall(r"val[ _]loss ([\d.]+)", str(values[0])):
             curve.append((time.time() - job["start"], float(loss)))
 
+    points, samples, begin, paused = [], {}, time.perf_counter(), 0.0
+
+    def probe(step):  # before a step: the loss, and for some steps a sample, outside of the time
+        nonlocal begin, paused
+        begin, t = (begin if points else time.perf_counter()), time.perf_counter()
+        if step in job["curve"]:
+            points.append((t - begin - paused, g["estimate_loss"]()))
+        if step in job["samples"]:
+            first = torch.tensor([g["encode"](g["text"][0])], device=g["device"])
+            samples[step] = g["decode"](g["generate"](first, 400, 0.8)[0].tolist())
+        paused += time.perf_counter() - t
+
     register_optimizer_step_post_hook(stamp)
-    g["print"] = timed_print
+    g |= {"print": timed_print, "probe": probe}
     exec(compile(source, str(path), "exec"), g)
     result = {"curve": curve}
+    if "curve" in job:
+        ends = max(stamps.values(), key=len)
+        result |= {"points": [*points, (ends[-1] - begin - paused, curve[-1][1])]}
+        result["samples"] = samples | {len(ends): g["sample"]}
     if torch.cuda.is_available():
         result["peak MiB"] = torch.cuda.max_memory_allocated() / 2**20
     elif Path("/proc/self/status").exists():
@@ -519,19 +535,41 @@ def sparse():
     table(f"The loss at equal time, {title}, another seed in each round", rows, "train s")
 
 
+def curves():
+    """The loss of every script from its first step on, and what gpt_char.py writes meanwhile."""
+    flags, few = (
+        ("--max_iters=4 --max_new_tokens=1", (0, 2)) if args.quick else ("", (0, 50, 250, 1000))
+    )
+    steps = sorted({round(1.5**n) for n in range(22)} | {0})  # 0, 1, 2, 3, 5, 8 ... 4,987
+    loop = r"^    model\.zero_grad\(\)"  # a line of the training loop that all five have
+    for name in ("bigram", "v2_attention", "gpt_char", "gpt2_train", "sparse_gpt"):
+        if name == "gpt_char":  # later definitions are needed to sample before the training begins
+            source = (ROOT / "gpt_char.py").read_text(encoding="utf-8")
+            start = source.index("@torch.no_grad()\ndef generate")
+            generate = source[start : source.index("\n\n\n", start)]
+        edits = {loop: "    probe(step)\n    model.zero_grad()"}
+        if name == "gpt_char":
+            edits["^first_step, best_val_loss = 0"] = generate + "\n\nfirst_step, best_val_loss = 0"
+        result = run(
+            job(
+                f"ours/{name}.py",
+                flags,
+                edits,
+                curve=steps,
+                samples=few if name == "gpt_char" else (),
+            )
+        )
+        tables[name] = {key: result[key] for key in ("points", "samples", "final val loss")}
+        seconds, loss = result["points"][-1]
+        say(f"- {name}: {loss:.4f} after {seconds:.1f} s from the first step on")
+
+
 def ladder():
     names = ("bigram", "v2_attention", "gpt_char", "gpt2_train", "sparse_gpt")
-    flags, curves = "--max_iters=2 --max_new_tokens=1" if args.quick else "", {}
-
-    def whole(name):
-        result = run(job(f"ours/{name}.py", flags))
-        curves.setdefault(name, result["curve"])
-        return result
-
+    flags = "--max_iters=2 --max_new_tokens=1" if args.quick else ""
     measures = ("wall s", "peak MiB", "final val loss")
-    data = in_turn({name: functools.partial(whole, name) for name in names}, measures)
+    data = in_turn({name: job(f"ours/{name}.py", flags) for name in names}, measures)
     table("Every script without arguments", data)
-    tables["Curves of the first round: seconds since the start, val loss"] = curves
 
 
 def steps():
@@ -712,6 +750,7 @@ if __name__ == "__main__":
         "sample": sample,
         "sparse": sparse,
         "ladder": ladder,
+        "curves": curves,
         "data": data,
         "steps": steps,
     }
