@@ -254,7 +254,10 @@ def run(job):
     job |= {"start": time.time()}
     command = job.get("command") or [__file__, "--child", json.dumps(job)]
     env = os.environ | {"TIKTOKEN_CACHE_DIR": "data/tiktoken", "PYTHONDONTWRITEBYTECODE": "1"}
-    shutil.rmtree(WORK / "out", ignore_errors=True)
+    if "threads" in job:
+        env["OMP_NUM_THREADS"] = str(job["threads"])
+    else:
+        shutil.rmtree(WORK / "out", ignore_errors=True)
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
         where = dict(cwd=WORK, env=env, stdout=log, stderr=log, start_new_session="command" in job)
         start, peak = time.perf_counter(), 0
@@ -304,6 +307,13 @@ def in_turn(kinds, measures, rounds=None):
                 if measure in result:
                     data.setdefault(name, {}).setdefault(measure, []).append(result[measure])
     return data
+
+
+def at_once(kinds):
+    """The final val loss of jobs, as many at a time as there are cores, on one thread each."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = {name: pool.submit(run, kind | {"threads": 1}) for name, kind in kinds.items()}
+    return {name: future.result()["final val loss"] for name, future in found.items()}
 
 
 def say(line):
@@ -579,7 +589,6 @@ def steps():
     subprocess.run([sys.executable, ROOT / "docs/steps.py", "unfold", folder], check=True)
     (WORK / "steps").symlink_to(folder)
     iters = {"v2_attention": 1000, "gpt_char": 1000, "gpt2_train": 100, "sparse_gpt": 200}
-    measures = ("final val loss", "ms per step", "peak MiB")
     for chapter in args.chapter.split(",") if args.chapter else iters:
         report.clear(), tables.clear()
         below = [*iters][[*iters].index(chapter) - 1] if chapter != "v2_attention" else "bigram"
@@ -589,35 +598,36 @@ def steps():
         def train(path, n, seed=1337):
             flags = f"--max_iters={3 if args.quick else round(n)} --seed={seed} --max_new_tokens=1"
             source = (WORK / path).read_text(encoding="utf-8")  # the early ones have less
-            flags += " --init_from=scratch" * ("\ninit_from = " in source)
             flags += " --hellaswag=False" * ("\nhellaswag = " in source)
+            flags += f" --out_dir=out/{Path(path).stem}_{seed}_{n:.0f}" * ("\nout_dir = " in source)
             return job(path, flags)
 
+        measures = ("ms per step", "peak MiB")
+        data = in_turn({k: train(path, 60) for k, path in files.items()}, measures, rounds=2)
         n = iters[chapter]
-        kinds = {name: train(path, n) for name, path in files.items()}
-        data = in_turn(kinds, measures, rounds=1)
-        table(f"{chapter}: {n} steps", data, "ms per step")
-        pairs = list(zip(data, list(data)[1:]))
-        loss = {name: row["final val loss"][0] for name, row in data.items()}
-        pairs = [pair for pair in pairs if 0 < abs(loss[pair[0]] - loss[pair[1]]) < 0.02]
-        if chapter in ("v2_attention", "gpt_char", "sparse_gpt") and pairs:
-            close = {name: {"final val loss": [loss[name]]} for pair in pairs for name in pair}
-            for seed in range(1, args.rounds):
-                kinds = {name: train(files[name], n, seed) for name in close}
-                for name, row in in_turn(kinds, measures[:1], rounds=1).items():
-                    close[name]["final val loss"] += row["final val loss"]
-            table(f"{chapter}: {n} steps, seeds 1337, 1, 2 ..., where neighbours are close", close)
-            changed = {}
-            for a, b in pairs:
-                both = zip(close[a]["final val loss"], close[b]["final val loss"])
-                changed[f"{a} to {b}"] = {"val loss": [y - x for x, y in both]}
-            table(f"{chapter}: what these steps changed, with the same seed", changed)
+        loss = at_once({name: train(path, n) for name, path in files.items()})
+        data = {name: {"val loss": [loss[name]]} | row for name, row in data.items()}
+        pairs = [(a, b) for a, b in zip(data, [*data][1:]) if 0 < abs(loss[a] - loss[b]) < 0.02]
+        if chapter == "gpt2_train":
+            pairs = []
+        close = dict.fromkeys(name for pair in pairs for name in pair)
+        for seed in range(1, args.rounds):
+            more = at_once({name: train(files[name], n, seed) for name in close})
+            for name in close:
+                data[name]["val loss"].append(more[name])
         if chapter == "gpt_char":  # half as long as the slowest; what computes the same is left out
             names = [name for i, name in enumerate(loss) if loss[name] not in [*loss.values()][:i]]
             pace = {name: statistics.median(data[name]["ms per step"]) for name in names}
-            kinds = {k: train(files[k], n / 2 * max(pace.values()) / pace[k]) for k in names}
-            data = in_turn(kinds, ("final val loss", "steps", "train s"), rounds=1)
-            table(f"{chapter}: equal time", data)
+            fewer = {k: n / 2 * max(pace.values()) / pace[k] for k in names}
+            for name, value in at_once({k: train(files[k], fewer[k]) for k in names}).items():
+                data[name] |= {"steps in equal time": [round(fewer[name])], "its val loss": [value]}
+        table(f"{chapter}: val loss after {n} steps, time and memory", data)
+        if pairs:
+            changed = {}
+            for a, b in pairs:
+                both = zip(data[a]["val loss"], data[b]["val loss"])
+                changed[f"{a} to {b}"] = {"val loss": [y - x for x, y in both]}
+            table(f"{chapter}: what these steps changed, with the same seed", changed)
         save(f"steps_{chapter}")
 
 
