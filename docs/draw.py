@@ -1,0 +1,379 @@
+"""Draws the pictures of the course; needs matplotlib.
+
+    python docs/draw.py                  all of them, to docs/
+    python docs/draw.py NAME ...         some: bigram, heads, shapes, schedule, worth, ...
+
+bigram and heads train bigram.py and v2_attention.py for it, in the folder from which it is called;
+curves, samples, cost and worth draw what docs/bench has:
+    python tests/bench.py curves && cp out/bench/curves.* docs/bench/
+"""
+
+import functools
+import html
+import io
+import json
+import re
+import runpy
+import statistics
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+from matplotlib.patches import FancyBboxPatch, Rectangle
+
+DOCS = Path(__file__).resolve().parent
+plt.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "", "font.size": 12}
+plt.rcParams |= {"axes.spines.top": False, "axes.spines.right": False}
+plt.rcParams |= {"grid.color": "#e4e4e4", "font.family": "sans-serif"}
+BLUE, ORANGE, GREEN, PURPLE, GREY = "#1f6fb4", "#d9822b", "#2f8f4e", "#7a4a9e", "#888888"
+COLORS = {"bigram": BLUE, "v2_attention": ORANGE, "gpt_char": GREEN}
+COLORS |= {"gpt2_train": "#c23b3b", "sparse_gpt": PURPLE}
+
+
+def tables(part):
+    """The tables of a report that tests/bench.py wrote."""
+    return json.loads((DOCS / f"bench/{part}.json").read_text(encoding="utf-8"))["tables"]
+
+
+def save(figure, name, title):
+    path = DOCS / f"{name}.svg"
+    figure.savefig(path, bbox_inches="tight", metadata={"Date": None, "Title": title})
+    lines = path.read_text(encoding="utf-8").splitlines()
+    path.write_text("".join(line.rstrip() + "\n" for line in lines), encoding="utf-8")
+    plt.close(figure)
+
+
+@functools.cache
+def train(script):
+    """The names of a script after its run without arguments."""
+    sys.argv = [str(DOCS.parent / script)]
+    with redirect_stdout(io.StringIO()):
+        return runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def letters(axes, columns, rows):
+    """Label the cells of a matrix by characters, the columns on top."""
+    show = {" ": "␣", "\n": "↵"}
+    axes.set_xticks([i + 0.5 for i in range(len(columns))], [show.get(c, c) for c in columns])
+    axes.set_yticks([i + 0.5 for i in range(len(rows))], [show.get(c, c) for c in rows])
+    axes.xaxis.tick_top()
+    axes.invert_yaxis()
+    axes.tick_params(length=0, labelsize=9)
+    axes.set_aspect("equal")
+    axes.spines[:].set_visible(False)
+
+
+def bigram():
+    """The table that bigram.py learns, beside the one that counting gives."""
+    names = train("bigram.py")
+    chars = "\n aehilnorstuy"
+    ids = names["encode"](chars)
+    learned = names["model"].table.weight.detach().cpu().softmax(dim=1)[ids][:, ids]
+    data, V = names["train_data"].cpu(), names["vocab_size"]
+    counts = (data[:-1] * V + data[1:]).bincount(minlength=V * V).view(V, V).float()
+    counted = (counts / counts.sum(dim=1, keepdim=True))[ids][:, ids]
+    figure, both = plt.subplots(1, 2, figsize=(9, 5))
+    for axes, table, title in zip(both, (counted, learned), ("counted", "learned in 1,000 steps")):
+        axes.pcolormesh(table, cmap="Blues", vmin=0, vmax=0.4)
+        for i, row in enumerate(table.tolist()):
+            for j, p in enumerate(row):
+                if p >= 0.1:
+                    color = "white" if p > 0.25 else "black"
+                    at = dict(ha="center", va="center", fontsize=7, color=color)
+                    axes.text(j + 0.5, i + 0.5, f"{100 * p:.0f}", **at)
+        letters(axes, chars, chars)
+        axes.set_title(title, pad=20)
+    both[0].set_ylabel("after this character ...")
+    figure.supxlabel(
+        "... follows that one, in percent (from 10 on); ␣ is a space, ↵ ends a line", y=0.03
+    )
+    save(figure, "bigram", "The table of pairs of characters, counted and learned")
+
+
+def heads():
+    """What each head of v2_attention.py looks at, over a line of text."""
+    names = train("v2_attention.py")
+    text, found, softmax = "ROMEO:\nWhat light there", [], names["F"].softmax
+    ids = names["torch"].tensor([names["encode"](text)], device=names["device"])
+    names["F"].softmax = lambda x, dim: found.append(softmax(x, dim=dim)) or found[-1]
+    try:
+        names["model"].logits(ids)
+    finally:
+        names["F"].softmax = softmax
+    figure, all_axes = plt.subplots(2, 2, figsize=(9, 9.6))
+    for n, (axes, weights) in enumerate(zip(all_axes.flat, found)):
+        axes.pcolormesh(weights[0].detach().cpu(), cmap="Oranges", vmin=0, vmax=0.6)
+        letters(axes, text, text)
+        axes.set_title(f"head {n + 1}", pad=18)
+    figure.supylabel("the position that looks", x=0.05)
+    figure.supxlabel("the position that it looks at: the darker, the more weight", y=0.05)
+    save(figure, "heads", "The weights of the four heads of v2_attention.py over a line of text")
+
+
+def samples():
+    """What gpt_char.py writes while it learns."""
+    run = tables("curves")["gpt_char"]
+    out, y = [], 30
+    for step, text in run["samples"].items():
+        lines = [line[:64] for line in text.strip("\n").splitlines()[:7]]
+        out.append(f'<text x="20" y="{y}" font-weight="bold">{int(step):,} steps</text>')
+        for i, line in enumerate(lines):
+            at = f'x="150" y="{y + 18 * i}" font-family="monospace" font-size="14"'
+            out.append(f'<text {at} xml:space="preserve">{html.escape(line)}</text>')
+        y += 18 * len(lines) + 22
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 760 {y}" font-family="sans-serif">'
+    )
+    out = [
+        head,
+        "<title>What gpt_char.py writes after some steps</title>",
+        f'<rect width="760" height="{y}" fill="#ffffff"/>',
+        *out,
+        "</svg>",
+    ]
+    (DOCS / "samples.svg").write_text("\n".join(out) + "\n", encoding="utf-8")
+
+
+def shapes():
+    """The shapes through attention: (B, T, C) to (B, nh, T, hs) and back."""
+    figure, axes = plt.subplots(figsize=(9.6, 4.4))
+    axes.set(xlim=(0, 96), ylim=(0, 44))
+    axes.axis("off")
+
+    def box(x, y, width, height, color, label="", note=""):
+        style = dict(boxstyle="square,pad=0", facecolor=color, edgecolor="black", linewidth=0.8)
+        axes.add_patch(FancyBboxPatch((x, y), width, height, **style))
+        axes.text(x + width / 2, y + height / 2, label, ha="center", va="center", fontsize=10)
+        axes.text(x + width / 2, y - 2.6, note, ha="center", va="center", fontsize=9)
+
+    def arrow(x, x2, text):
+        axes.annotate("", (x2, 25), (x, 25), arrowprops=dict(arrowstyle="->"))
+        axes.text((x + x2) / 2, 27, text, ha="center", fontsize=9)
+
+    four = ["#cfe3f5", "#fbe0bd", "#cfeacf", "#e2d3ee"]
+    for i in range(4):
+        box(2 + 2 * i, 18, 2, 14, four[i])
+    axes.text(6, 34, "x", ha="center")
+    axes.text(6, 14.5, "(B, T, C)", ha="center", fontsize=9)
+    arrow(11, 18, "c_attn")
+    for n, name in enumerate("qkv"):
+        for i in range(4):
+            box(19 + 9 * n + 2 * i, 18, 2, 14, four[i])
+        axes.text(23 + 9 * n, 34, name, ha="center")
+    axes.text(32, 14.5, "(B, T, 3 C), seen as (B, T, 3, nh, hs)", ha="center", fontsize=9)
+    arrow(46.5, 53, "permute")
+    for i in range(4):
+        y = 33.5 - 10 * i
+        for n, name in enumerate("qkv"):
+            box(54 + 3.2 * n, y, 2, 8, four[i])
+        axes.text(63.4, y + 7.2, f"head {i + 1}", va="center", fontsize=9)
+    axes.text(58, 0.2, "q, k, v: (B, nh, T, hs) each", ha="center", fontsize=9)
+    arrow(65, 75, "attention")
+    for i in range(4):
+        box(76, 33.5 - 10 * i, 2, 8, four[i])
+    axes.text(77, 0.2, "(B, nh, T, hs)", ha="center", fontsize=9)
+    arrow(79.5, 86, "transpose,\nreshape")
+    for i in range(4):
+        box(87 + 2 * i, 18, 2, 14, four[i])
+    axes.text(91, 14.5, "(B, T, C)", ha="center", fontsize=9)
+    save(figure, "shapes", "The shapes of tensors through attention, with four heads")
+
+
+def schedule():
+    """The learning rate of gpt_char.py, by its own function."""
+    source = (DOCS.parent / "gpt_char.py").read_text(encoding="utf-8")
+    names = {}
+    for name in ("learning_rate", "warmup_iters", "max_iters"):
+        names[name] = float(re.search(rf"^{name} = (\S+)", source, re.M)[1])
+    exec(re.search(r"^def get_lr.*?(?=\n\n\n)", source, re.M | re.S)[0], names)
+    figure, (start, whole) = plt.subplots(1, 2, figsize=(9, 3.2), width_ratios=(1, 2), sharey=True)
+    for axes, last in ((start, 20), (whole, int(names["max_iters"]))):
+        steps = [*range(0, 21), *range(30, last, 10)] if last > 20 else range(21)
+        axes.plot(steps, [names["get_lr"](step) for step in steps], color=GREEN, linewidth=2)
+        axes.set(xlabel="step", ylim=(0, None), xlim=(0, last))
+        axes.grid()
+    start.set(ylabel="learning rate", title="the first steps: up")
+    whole.set(title="all of them: down in a straight line")
+    save(figure, "schedule", "The learning rate of gpt_char.py over its steps")
+
+
+def worth():
+    """What each idea bought: the val loss after every step of the first chapters."""
+    rows = []
+    for chapter in ("v2_attention", "gpt_char"):
+        report = tables(f"steps_{chapter}")
+        table = next(table for name, table in report.items() if "val loss after" in name)
+        for name, row in table.items():
+            if name not in ("v2_attention",) or chapter != "gpt_char":
+                rows.append((chapter, name, row["val loss"][0]))
+    figure, axes = plt.subplots(figsize=(9, 0.36 * len(rows) + 0.8))
+    before = rows[0][2]
+    for y, (chapter, name, loss) in enumerate(rows):
+        title = name.replace("_", " ").replace(" s ", "'s ")
+        color = GREY if y == 0 else GREEN if loss < before - 0.002 else "#c23b3b"
+        axes.plot([before, loss], [y, y], color=color, linewidth=7, solid_capstyle="butt")
+        axes.plot([loss, loss], [y, y + 1], color=GREY, linewidth=0.8)
+        axes.text(max(before, loss) + 0.02, y, f"{loss:.3f}", va="center", fontsize=10)
+        axes.text(1.02, y, title, va="center", fontsize=10, transform=axes.get_yaxis_transform())
+        before = loss
+    axes.invert_yaxis()
+    axes.set(yticks=[], xlabel="val loss after 1,000 steps: green, where the step lowers it")
+    axes.grid(axis="x")
+    axes.spines["left"].set_visible(False)
+    save(figure, "worth", "What each step of the chapters on attention and the Transformer bought")
+
+
+def squares(axes, T, size, kinds):
+    """Draw cells (i, j) of a T x T matrix as squares; kinds: (color, alpha) -> list of cells."""
+    for (color, alpha), cells in kinds.items():
+        rows, columns = zip(*cells)
+        style = dict(marker="s", s=size, color=color, alpha=alpha, linewidths=0)
+        axes.scatter(columns, rows, **style)
+    axes.set(xlim=(-0.5, T - 0.5), ylim=(T - 0.5, -0.5), aspect="equal", xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+
+
+def patterns():
+    """Who sees whom among 36 positions, in rows of 6."""
+    T, row, c = 36, 6, 2
+    hops = {
+        "dense: T · T": (lambda i, j: True, lambda i, j: True),
+        "strided: row before, column": (lambda i, j: i - j <= row, lambda i, j: (i - j) % row == 0),
+        f"fixed: own row, last {c} columns": (
+            lambda i, j: i // row == j // row,
+            lambda i, j: j % row >= row - c,
+        ),
+    }
+    colors = {(True, False): BLUE, (False, True): "#f2a33a", (True, True): PURPLE}
+    colors[False, False] = "#e4e4e4"
+    figure, all_axes = plt.subplots(1, 3, figsize=(10, 3.9))
+    for axes, (title, (one, two)) in zip(all_axes, hops.items()):
+        kinds = {}
+        for i in range(T):
+            for j in range(i + 1):
+                color = colors[bool(one(i, j)), bool(two(i, j))]
+                kinds.setdefault((color, 1), []).append((i, j))
+        squares(axes, T, 22, kinds)
+        axes.set_title(title, fontsize=11)
+    words = ["hop 1", "hop 2", "both", "not seen, but in reach of two hops"]
+    handles = [Rectangle((0, 0), 1, 1, color=color) for color in colors.values()]
+    figure.legend(
+        handles, words, loc="lower center", ncols=4, frameon=False, bbox_to_anchor=(0.5, 0.02)
+    )
+    what = "a line for each position that looks, a column for each one that is seen; "
+    figure.text(0.5, -0.02, what + f"{T} positions in rows of {row}", ha="center", color="#555555")
+    save(figure, "patterns", "Which positions attend to which: dense, strided and fixed")
+
+
+def layouts():
+    """The small dense products in which attend computes the hops."""
+    T, row, c = 16, 4, 1
+    hues = [BLUE, ORANGE, GREEN, PURPLE]
+
+    def own_row(i, j):  # each function: in which product a score is computed, and is it seen?
+        return (i // row if i // row == j // row else None), True
+
+    def last_column(i, j):
+        return (0 if j % row >= row - c and i >= row - c else None), True
+
+    def two_rows(i, j):
+        return (i // row if i // row - j // row in (0, 1) else None), i - j <= row
+
+    def own_column(i, j):
+        return (i % row if i % row == j % row else None), True
+
+    hops = {
+        "fixed, hop 1: each row alone": own_row,
+        "fixed, hop 2: the last column": last_column,
+        "strided, hop 1: two rows of keys": two_rows,
+        "strided, hop 2: each column alone": own_column,
+    }
+    figure, all_axes = plt.subplots(1, 4, figsize=(12, 3.6))
+    for axes, (title, hop) in zip(all_axes, hops.items()):
+        kinds = {}
+        for i in range(T):
+            for j in range(T):
+                n, seen = hop(i, j)
+                kind = ("#efefef", 1) if n is None else (hues[n], 1 if seen and j <= i else 0.25)
+                kinds.setdefault(kind, []).append((i, j))
+        squares(axes, T, 90, kinds)
+        axes.set_title(title, fontsize=10)
+    what = (
+        "one colour: one small dense product; pale: computed in it and masked; grey: not computed"
+    )
+    figure.text(0.5, 0.06, what, ha="center", color="#555555")
+    save(figure, "layouts", "How sparse attention is computed: hop by hop, in small dense products")
+
+
+def curves():
+    """The loss of every script against the seconds of training, from the first step on."""
+    figure, axes = plt.subplots(figsize=(9, 4.8))
+    shift = {"gpt_char": (6, -13), "gpt2_train": (6, 2), "sparse_gpt": (6, 6)}
+    for name, run in tables("curves").items():
+        seconds, losses = zip(*run["points"])
+        seconds = [max(s, 0.02) for s in seconds]
+        axes.plot(seconds, losses, linewidth=2, color=COLORS[name])
+        axes.plot(seconds[-1], losses[-1], "o", color=COLORS[name])
+        at = dict(xytext=shift.get(name, (6, 5)), textcoords="offset points", color=COLORS[name])
+        axes.annotate(f"{name}.py {losses[-1]:.2f}", (seconds[-1], losses[-1]), **at)
+    axes.axhline(1.4697, color=GREY, linewidth=1, linestyle="--")  # nanoGPT's README
+    at = dict(xytext=(0, 4), textcoords="offset points", color=GREY)
+    axes.annotate("nanoGPT on an A100, after 3 minutes: 1.4697", (0.02, 1.4697), **at)
+    axes.set(xscale="log", xlabel="seconds of training, on two cores", xlim=(0.02, 2500))
+    axes.set(ylabel="val loss (nats per character)", ylim=(1.3, 5.7))
+    ticks = [0.1, 1, 10, 100]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.grid()
+    save(figure, "curves", "Validation loss of the five scripts against the time of training")
+
+
+def cost():
+    """The time of attention against the length of the context."""
+    report = tables("sparse")
+    attention = next(table for name, table in report.items() if name.startswith("Attention"))
+    figure, axes = plt.subplots(figsize=(9, 4.2))
+    for name, color in {"dense": GREY, "fixed": BLUE, "strided": ORANGE}.items():
+        lengths = [int(measure.split()[2].rstrip(":")) for measure in attention[name]]
+        times = [statistics.median(values) for values in attention[name].values()]
+        axes.plot(lengths, times, "o-", linewidth=2, color=color)
+        shift = (8, {"fixed": 2, "strided": -12}.get(name, -4))
+        at = dict(xytext=shift, textcoords="offset points", color=color)
+        axes.annotate(f"{name}: {times[-1]:,.0f} ms", (lengths[-1], times[-1]), **at)
+        power = 2 if name == "dense" else 1.5
+        guide = [times[-1] * (n / lengths[-1]) ** power for n in lengths]
+        if name != "strided":
+            axes.plot(lengths, guide, ":", color=color, linewidth=1)
+            label = f"as T^{power:g}"
+            axes.annotate(
+                label,
+                (lengths[0], guide[0]),
+                xytext=(-48, -4),
+                color=color,
+                textcoords="offset points",
+                fontsize=10,
+            )
+    axes.set(xscale="log", yscale="log", xlabel="T, positions in the context")
+    axes.set(
+        ylabel="ms, forward and backward",
+        xlim=(lengths[0] * 0.72, lengths[-1] * 1.9),
+        ylim=(1, None),
+    )
+    axes.set_xticks(lengths, [f"{n:,}" for n in lengths])
+    axes.set_yticks([1, 10, 100, 1000], ["1", "10", "100", "1,000"])
+    axes.minorticks_off()
+    axes.grid()
+    save(figure, "cost", "Time of dense and of sparse attention against the length of the context")
+
+
+PICTURES = {f.__name__: f for f in (bigram, heads, samples, shapes, schedule, worth)}
+PICTURES |= {f.__name__: f for f in (patterns, layouts, curves, cost)}
+
+if __name__ == "__main__":
+    chosen = sys.argv[1:] or [*PICTURES]
+    if unknown := [name for name in chosen if name not in PICTURES]:
+        sys.exit(f"{unknown[0]}: no such picture; there are {', '.join(PICTURES)}")
+    for name in chosen:
+        PICTURES[name]()
+        print(f"{DOCS / name}.svg")
