@@ -109,7 +109,7 @@ def child(job):
         result["steps"] = len(ends)
         if math.isfinite(g.get("peak", math.nan)):
             result["mfu %"] = 100 * g["flops"] / seconds / g["peak"]
-    for name in ("loss", "split", "sample", "load", "attention"):
+    for name in ("loss", "split", "sample", "load", "attention", "layer"):
         if name in job:
             result |= globals()["measure_" + name](g, *job[name])
     return result
@@ -168,7 +168,13 @@ def measure_sample(g, tokens, use_cache):
     for n in (min(tokens, 4), tokens):  # the first warms up
         start = now()
         if "generate" in g:
-            g["generate"](torch.tensor([[50256]], device=g["device"]), n, 0.8, 200, use_cache)
+            g["generate"](
+                torch.tensor([[min(50256, g["vocab_size"] - 1)]], device=g["device"]),
+                n,
+                0.8,
+                200,
+                use_cache,
+            )
         else:  # what nanoGPT's sample.py does for every sample
             with torch.no_grad(), g["ctx"]:
                 g["model"].generate(g["x"], n, temperature=0.8, top_k=200)
@@ -212,6 +218,22 @@ def measure_attention(g, pattern, hop, lengths, repeats):
             attention(q, k, v).backward(dy)
             times.append(1000 * (now() - start))
         result[f"T = {T}: ms"] = statistics.median(times[1:])  # the first warms up
+    return result
+
+
+def measure_layer(g, *shapes):
+    """Forward and backward of the first layer's attention, for x of (B, T, C), on one thread."""
+    torch.set_num_threads(1)
+    result, half = {}, {"dtype": torch.bfloat16, "enabled": bool(g["bfloat16"])}
+    for B, T in shapes:
+        x, times = torch.randn(B, T, g["n_embd"], requires_grad=True), []
+        for _ in range(12):
+            start = now()
+            with torch.autocast("cpu", **half):
+                y = g["model"].h[0].attn(x)
+            y.sum().backward()
+            times.append(1000 * (now() - start))
+        result[f"attention, {B} x {T}: ms"] = statistics.median(times[2:])  # the first warm up
     return result
 
 
@@ -604,6 +626,22 @@ def steps():
 
         measures = ("ms per step", "peak MiB")
         data = in_turn({k: train(path, 60) for k, path in files.items()}, measures, rounds=2)
+        if chapter == "sparse_gpt":  # what these steps are about
+            none, shapes = "--max_iters=0 --max_new_tokens=1", [(4, 1024), (2, 2048), (32, 128)]
+            more = [f"attention, {B} x {T}: ms" for B, T in shapes]
+            kinds = {k: job(path, none, layer=shapes) for k, path in files.items()}
+            strided = {k: path for k, path in files.items() if k[:2] in ("03", "06", "07", "08")}
+            strided = {
+                k: job(p, none + " --pattern=strided", layer=shapes) for k, p in strided.items()
+            }
+            table(
+                "Attention of one layer on one thread: fixed, from step 3 on", in_turn(kinds, more)
+            )
+            table("The same, strided", in_turn(strided, more))
+            kinds = {
+                k: job(files[k], none, sample=[900, True]) for k in files if k[:2] in ("07", "08")
+            }
+            table("Sampling 900 tokens", in_turn(kinds, ["tokens/s"]))
         n = iters[chapter]
         loss = at_once({name: train(path, n) for name, path in files.items()})
         data = {name: {"val loss": [loss[name]]} | row for name, row in data.items()}
