@@ -610,7 +610,7 @@ def steps():
     shutil.rmtree(folder, ignore_errors=True)
     subprocess.run([sys.executable, ROOT / "docs/steps.py", "unfold", folder], check=True)
     (WORK / "steps").symlink_to(folder)
-    iters = {"v2_attention": 1000, "gpt_char": 1000, "gpt2_train": 100, "sparse_gpt": 200}
+    iters = {"v2_attention": 1000, "gpt_char": 1000, "gpt2_train": 60, "sparse_gpt": 200}
     for chapter in args.chapter.split(",") if args.chapter else iters:
         report.clear(), tables.clear()
         below = [*iters][[*iters].index(chapter) - 1] if chapter != "v2_attention" else "bigram"
@@ -625,7 +625,11 @@ def steps():
             return job(path, flags)
 
         measures = ("ms per step", "peak MiB")
-        data = in_turn({k: train(path, 60) for k, path in files.items()}, measures, rounds=2)
+        data = in_turn(
+            {k: train(path, 60) for k, path in files.items()},
+            measures,
+            1 + (chapter != "gpt2_train"),
+        )
         if chapter == "sparse_gpt":  # what these steps are about
             none, shapes = "--max_iters=0 --max_new_tokens=1", [(4, 1024), (2, 2048), (32, 128)]
             more = [f"attention, {B} x {T}: ms" for B, T in shapes]
@@ -645,7 +649,9 @@ def steps():
         n = iters[chapter]
         loss = at_once({name: train(path, n) for name, path in files.items()})
         data = {name: {"val loss": [loss[name]]} | row for name, row in data.items()}
-        pairs = [(a, b) for a, b in zip(data, [*data][1:]) if 0 < abs(loss[a] - loss[b]) < 0.02]
+        pairs = [
+            (a, b) for a, b in zip(data, [*data][1:]) if 0.0005 < abs(loss[a] - loss[b]) < 0.02
+        ]
         if chapter == "gpt2_train":
             pairs = []
         close = dict.fromkeys(name for pair in pairs for name in pair)

@@ -35,7 +35,7 @@ OF_STEPS = re.compile("out/steps/|^python -c")
 LEFT_OUT = (
     r"pip install|python -m venv|pytest|prepare_fineweb\.py( |$)"  # need a package index or the Hub
     r"|prepare_shakespeare\.py$"  # the same; it has tests of its own
-    r"|docs/steps\.py|docs/draw_|uv run|--compile"  # have tests of their own, or need matplotlib
+    r"|docs/(steps|build|draw)\.py|uv run|--compile"  # have tests of their own, or need matplotlib
     r"|'r\+b'"  # the small checkpoint of this test has no byte at that place
 )
 

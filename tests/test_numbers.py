@@ -1,0 +1,117 @@
+"""One truth for numbers: what the texts say of loss, time, memory and speed is in a report.
+
+A number that was measured stands in a report of docs/bench. Wherever README, a chapter or the
+docstring of a script names a loss, a time or a size, it must be a number of a report, rounded to
+the digits that are written, or be listed below with where it is from.
+"""
+
+import ast
+import functools
+import json
+import re
+import statistics
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = ("bigram", "v2_attention", "gpt_char", "gpt2_train", "sparse_gpt")
+UNIT = r"s|ms|MiB|GiB|MB|GB|seconds|minutes|tokens/s|times"
+NUMBER = re.compile(
+    rf"(?<![\w.-])\d[\d,]*(?:\.\d+)? (?:{UNIT})\b|(?<![\w.-])\d\.\d{{2,4}}\b(?![\w.]*\d)"
+)
+# What is no measurement of ours, and where it is from: a file, the number, why it is there
+GIVEN = """
+"""
+
+
+def texts():
+    """The prose of README and docs without blocks of code, and the docstrings of the scripts."""
+    paths = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+    found = {str(p.relative_to(ROOT)): p.read_text(encoding="utf-8") for p in paths}
+    found = {n: re.sub(r"^ *```.*?^ *```$", "", t, flags=re.M | re.S) for n, t in found.items()}
+    for name in SCRIPTS:
+        source = (ROOT / f"{name}.py").read_text(encoding="utf-8")
+        found[f"{name}.py"] = ast.get_docstring(ast.parse(source))
+    return found
+
+
+def flat(value):
+    """All numbers in what json.loads returns."""
+    if isinstance(value, (dict, list)):
+        return [x for v in (value.values() if isinstance(value, dict) else value) for x in flat(v)]
+    return [value] if isinstance(value, (int, float)) else []
+
+
+@functools.cache
+def measured():
+    """Every number of every report; those of MiB also in GiB, seconds in minutes."""
+    numbers = []
+    for path in ROOT.glob("docs/bench/*"):
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".json":
+            numbers += flat(json.loads(text)["tables"])
+        else:
+            numbers += [float(n.replace(",", "")) for n in re.findall(r"\d[\d,]*\.?\d*", text)]
+    return numbers
+
+
+def is_measured(text):
+    digits, _, unit = text.partition(" ")
+    digits = digits.replace(",", "")
+    decimals = len(digits.partition(".")[2])
+    scale = {"GiB": 1 / 1024, "minutes": 1 / 60}.get(unit, 1)
+    return any(f"{scale * x:.{decimals}f}" == digits for x in measured())
+
+
+def given():
+    return {tuple(line.split(" | ")[:2]) for line in GIVEN.strip().splitlines()}
+
+
+@pytest.mark.parametrize("name", texts())
+def test_numbers_are_those_of_a_report(name):
+    found = {" ".join(match[0].split()) for match in NUMBER.finditer(texts()[name])}
+    missing = {n for n in found if not is_measured(n) and (name, n) not in given()}
+    assert not missing, f"{name}: in no report of docs/bench: {sorted(missing)}"
+
+
+def test_what_is_given_is_still_there():
+    for name, number in given():
+        assert re.search(rf"(?<![\w.]){re.escape(number)}".replace(r"\ ", r"\s+"), texts()[name])
+
+
+LADDER = json.loads((ROOT / "docs/bench/ladder.json").read_text(encoding="utf-8"))
+LADDER = LADDER["tables"]["Every script without arguments"]
+
+
+def of_ladder(script, measure, form):
+    return format(statistics.median(LADDER[script][measure]), form)
+
+
+@pytest.mark.parametrize(
+    ("file", "words", "script", "measure", "form"),
+    [
+        (
+            "README.md",
+            r"`python gpt_char.py` ends at a val loss of ([\d.]+)",
+            "gpt_char",
+            "final val loss",
+            ".4f",
+        ),
+        ("README.md", r"ends at a val loss of [\d.]+ after (\d+) s", "gpt_char", "wall s", ".0f"),
+        ("docs/compare.md", r"ends at ([\d.]+) after", "gpt_char", "final val loss", ".4f"),
+        ("docs/compare.md", r"ends at [\d.]+ after (\d+) s", "gpt_char", "wall s", ".0f"),
+        ("bigram.py", r"val loss of about ([\d.]+)", "bigram", "final val loss", ".2f"),
+        ("bigram.py", r"in (\d+) s on two cores", "bigram", "wall s", ".0f"),
+        ("v2_attention.py", r"val loss of about ([\d.]+)", "v2_attention", "final val loss", ".2f"),
+        ("v2_attention.py", r"bigram.py: ([\d.]+)\)", "bigram", "final val loss", ".2f"),
+        ("gpt_char.py", r"val loss of about ([\d.]+)", "gpt_char", "final val loss", ".2f"),
+        ("gpt_char.py", r"v2_attention.py: ([\d.]+)\)", "v2_attention", "final val loss", ".2f"),
+        ("gpt2_train.py", r"val loss of about ([\d.]+)", "gpt2_train", "final val loss", ".2f"),
+        ("sparse_gpt.py", r"val loss of about ([\d.]+)", "sparse_gpt", "final val loss", ".2f"),
+    ],
+)
+def test_headline_numbers(file, words, script, measure, form):
+    words = r"\s+".join(words.split(" "))
+    found = re.search(words, texts()[file])
+    assert found and found[1] == of_ladder(script, measure, form)
