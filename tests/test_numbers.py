@@ -115,3 +115,29 @@ def test_headline_numbers(file, words, script, measure, form):
     words = r"\s+".join(words.split(" "))
     found = re.search(words, texts()[file])
     assert found and found[1] == of_ladder(script, measure, form)
+
+
+@pytest.mark.parametrize("chapter", SCRIPTS[1:])
+def test_table_of_a_chapter_is_that_of_its_report(chapter):
+    """What each step is worth: a row for every step, with the numbers of bench.py steps."""
+    report = json.loads((ROOT / f"docs/bench/steps_{chapter}.json").read_text(encoding="utf-8"))
+    data = next(t for name, t in report["tables"].items() if "val loss after" in name)
+    text = (ROOT / f"docs/{chapter}.md").read_text(encoding="utf-8")
+    section = text.split("## What each step is worth\n")[1].split("\n## ")[0]
+    rows = [line.strip("|").split(" | ") for line in section.splitlines() if line.startswith("| ")]
+    rows = [[cell.strip() for cell in row] for row in rows[1:]]
+    assert len(rows) == len(data) == 1 + len(re.findall(r"^## \d+\. ", text, re.M))
+    for cells, measures in zip(rows, data.values()):
+        ms, mib = (statistics.median(measures[m]) for m in ("ms per step", "peak MiB"))
+        expected = [f"{measures['val loss'][0]:.3f}", f"{ms:.{ms < 10:d}f}", f"{mib:,.0f}"]
+        if "its val loss" in measures:
+            expected.append(f"{measures['its val loss'][0]:.3f}")
+        assert [cell for cell in cells[1:] if cell] == expected, cells[0]
+
+
+@pytest.mark.parametrize("chapter", SCRIPTS[1:])
+def test_every_step_says_what_was_measured(chapter):
+    text = (ROOT / f"docs/{chapter}.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^\*Measured:\* (.*?)\n\n", text, re.M | re.S)
+    assert len(lines) == len(re.findall(r"^## \d+\. ", text, re.M))
+    assert all(re.search(r"val loss .*\d\.\d{3}", " ".join(line.split())) for line in lines)
