@@ -610,7 +610,7 @@ def steps():
     shutil.rmtree(folder, ignore_errors=True)
     subprocess.run([sys.executable, ROOT / "docs/steps.py", "unfold", folder], check=True)
     (WORK / "steps").symlink_to(folder)
-    iters = {"v2_attention": 1000, "gpt_char": 1000, "gpt2_train": 60, "sparse_gpt": 200}
+    iters = {"v2_attention": 1000, "gpt_char": 1000, "gpt2_train": 60, "sparse_gpt": 100}
     for chapter in args.chapter.split(",") if args.chapter else iters:
         report.clear(), tables.clear()
         below = [*iters][[*iters].index(chapter) - 1] if chapter != "v2_attention" else "bigram"
