@@ -103,7 +103,10 @@ def heads():
         names["F"].softmax = softmax
     figure, all_axes = plt.subplots(2, 2, figsize=(9, 9.6))
     for n, (axes, weights) in enumerate(zip(all_axes.flat, found)):
-        axes.pcolormesh(weights[0].detach().cpu(), cmap="Oranges", vmin=0, vmax=0.6)
+        weights = weights[0].detach().cpu()
+        weights = weights.masked_fill(weights < 0.02, float("nan"))  # not drawn
+        axes.pcolormesh(weights, cmap="Oranges", vmin=0, vmax=0.6)
+        axes.plot([0, len(text)], [0, len(text)], color=GREY, linewidth=0.5)
         letters(axes, text, text)
         axes.set_title(f"head {n + 1}", pad=18)
     figure.supylabel("the position that looks", x=0.05)

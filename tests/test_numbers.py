@@ -22,6 +22,30 @@ NUMBER = re.compile(
 )
 # What is no measurement of ours, and where it is from: a file, the number, why it is there
 GIVEN = """
+README.md | 1.4697 | nanoGPT's README
+README.md | 3.10 | a version of Python
+docs/bigram.md | 0.69 | ln 2
+docs/compare.md | 1.4697 | nanoGPT's README
+docs/compare.md | 3.28 | the aim of modded-nanogpt
+docs/glossary.md | 0.37 | 1 / e
+docs/glossary.md | 0.69 | ln 2
+docs/gpt2_train.md | 1.58 | computed in the exercise
+docs/gpt2_train.md | 105 GB | 2**19 * 50304 * 4 bytes
+docs/gpt2_train.md | 20 GB | 10 billion tokens of 2 bytes
+docs/gpt2_train.md | 20 seconds | of a command
+docs/gpt2_train.md | 309 MB | 12 * 128 * 50304 * 4 bytes
+docs/gpt2_train.md | 50,000 times | the merges of GPT-2's vocabulary
+docs/gpt2_train.md | 5.55 | ln 256
+docs/gpt_char.md | 2.0315 | a coefficient of Muon
+docs/gpt_char.md | 3.4445 | a coefficient of Muon
+docs/gpt_char.md | 3.4445 s | a coefficient of Muon
+docs/gpt_char.md | 4.7750 | a coefficient of Muon
+docs/reproduce_gpt2.md | 0.2955 | build-nanogpt's README
+docs/reproduce_gpt2.md | 20 GB | 10 billion tokens of 2 bytes
+docs/reproduce_gpt2.md | 24 GiB | memory of GPUs
+docs/reproduce_gpt2.md | 40 GiB | memory of GPUs
+docs/reproduce_gpt2.md | 80 GiB | memory of GPUs
+docs/reproduce_gpt2.md | 139 GiB | memory of GPUs
 """
 
 
