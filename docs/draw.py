@@ -202,26 +202,33 @@ def schedule():
 
 
 def worth():
-    """What each idea bought: the val loss after every step of the first chapters."""
+    """What each idea bought: the val loss after the steps of the first two chapters."""
     rows = []
-    for chapter in ("v2_attention", "gpt_char"):
-        report = tables(f"steps_{chapter}")
-        table = next(table for name, table in report.items() if "val loss after" in name)
-        for name, row in table.items():
-            if name not in ("v2_attention",) or chapter != "gpt_char":
-                rows.append((chapter, name, row["val loss"][0]))
+    for chapter, last in (("v2_attention", 5), ("gpt_char", 11)):
+        text = (DOCS / f"{chapter}.md").read_text(encoding="utf-8")
+        titles = re.findall(r"^## (\d+\. .+)$", text, re.M)[:last]
+        table = next(
+            t for name, t in tables(f"steps_{chapter}").items() if "val loss after" in name
+        )
+        losses = [row["val loss"][0] for row in table.values()]
+        rows += [("bigram.py", losses[0], BLUE)] if not rows else []
+        rows += zip(titles, losses[1:], [COLORS[chapter]] * last)
     figure, axes = plt.subplots(figsize=(9, 0.36 * len(rows) + 0.8))
-    before = rows[0][2]
-    for y, (chapter, name, loss) in enumerate(rows):
-        title = name.replace("_", " ").replace(" s ", "'s ")
-        color = GREY if y == 0 else GREEN if loss < before - 0.002 else "#c23b3b"
-        axes.plot([before, loss], [y, y], color=color, linewidth=7, solid_capstyle="butt")
-        axes.plot([loss, loss], [y, y + 1], color=GREY, linewidth=0.8)
+    before = rows[0][1]
+    for y, (title, loss, color) in enumerate(rows):
+        bar = GREEN if loss < before else "#c23b3b"
+        axes.plot([before, loss], [y, y], color=bar, linewidth=7, solid_capstyle="butt")
+        if y + 1 < len(rows):
+            axes.plot([loss, loss], [y, y + 1], color=GREY, linewidth=0.8)
         axes.text(max(before, loss) + 0.02, y, f"{loss:.3f}", va="center", fontsize=10)
-        axes.text(1.02, y, title, va="center", fontsize=10, transform=axes.get_yaxis_transform())
+        at = dict(va="center", fontsize=10, color=color, transform=axes.get_yaxis_transform())
+        axes.text(1.02, y, title, **at)
         before = loss
     axes.invert_yaxis()
-    axes.set(yticks=[], xlabel="val loss after 1,000 steps: green, where the step lowers it")
+    axes.set(
+        yticks=[], xlabel="val loss after 1,000 steps: green where the idea lowers it, else red"
+    )
+    axes.set_xlim(1.5, 3.35)
     axes.grid(axis="x")
     axes.spines["left"].set_visible(False)
     save(figure, "worth", "What each step of the chapters on attention and the Transformer bought")
