@@ -610,7 +610,7 @@ def steps():
     shutil.rmtree(folder, ignore_errors=True)
     subprocess.run([sys.executable, ROOT / "docs/steps.py", "unfold", folder], check=True)
     (WORK / "steps").symlink_to(folder)
-    iters = {"v2_attention": 1000, "gpt_char": 1000, "gpt2_train": 60, "sparse_gpt": 100}
+    iters = {"v2_attention": 1000, "gpt_char": 1000, "gpt2_train": 60, "sparse_gpt": 60}
     for chapter in args.chapter.split(",") if args.chapter else iters:
         report.clear(), tables.clear()
         below = [*iters][[*iters].index(chapter) - 1] if chapter != "v2_attention" else "bigram"
@@ -624,12 +624,10 @@ def steps():
             flags += f" --out_dir=out/{Path(path).stem}_{seed}_{n:.0f}" * ("\nout_dir = " in source)
             return job(path, flags)
 
-        measures = ("ms per step", "peak MiB")
-        data = in_turn(
-            {k: train(path, 60) for k, path in files.items()},
-            measures,
-            1 + (chapter != "gpt2_train"),
-        )
+        n, short = iters[chapter], iters[chapter] == 60
+        measures = ("ms per step", "peak MiB", "final val loss")
+        data = in_turn({k: train(path, 60) for k, path in files.items()}, measures, 2 - short)
+        loss = {name: row.pop("final val loss")[0] for name, row in data.items()}
         if chapter == "sparse_gpt":  # what these steps are about
             none, shapes = "--max_iters=0 --max_new_tokens=1", [(4, 1024), (2, 2048), (32, 128)]
             more = [f"attention, {B} x {T}: ms" for B, T in shapes]
@@ -639,15 +637,16 @@ def steps():
                 k: job(p, none + " --pattern=strided", layer=shapes) for k, p in strided.items()
             }
             table(
-                "Attention of one layer on one thread: fixed, from step 3 on", in_turn(kinds, more)
+                "Attention of one layer on one thread: fixed, from step 3 on",
+                in_turn(kinds, more, 1),
             )
-            table("The same, strided", in_turn(strided, more))
+            table("The same, strided", in_turn(strided, more, 1))
             kinds = {
                 k: job(files[k], none, sample=[900, True]) for k in files if k[:2] in ("07", "08")
             }
-            table("Sampling 900 tokens", in_turn(kinds, ["tokens/s"]))
-        n = iters[chapter]
-        loss = at_once({name: train(path, n) for name, path in files.items()})
+            table("Sampling 900 tokens", in_turn(kinds, ["tokens/s"], 1))
+        if not short:
+            loss = at_once({name: train(path, n) for name, path in files.items()})
         data = {name: {"val loss": [loss[name]]} | row for name, row in data.items()}
         pairs = [
             (a, b) for a, b in zip(data, [*data][1:]) if 0.0005 < abs(loss[a] - loss[b]) < 0.02
