@@ -574,7 +574,8 @@ def curves():
     )
     steps = sorted({round(1.5**n) for n in range(22)} | {0})  # 0, 1, 2, 3, 5, 8 ... 4,987
     loop = r"^    model\.zero_grad\(\)"  # a line of the training loop that all five have
-    for name in ("bigram", "v2_attention", "gpt_char", "gpt2_train", "sparse_gpt"):
+    names = ("bigram", "v2_attention", "gpt_char", "gpt2_train", "sparse_gpt")
+    for name in args.chapter.split(",") if args.chapter else names:
         if name == "gpt_char":  # later definitions are needed to sample before the training begins
             source = (ROOT / "gpt_char.py").read_text(encoding="utf-8")
             start = source.index("@torch.no_grad()\ndef generate")
@@ -814,7 +815,7 @@ if __name__ == "__main__":
     parser.add_argument("--peers", default="", metavar="DIR")
     parser.add_argument("--data", default=str(ROOT / "data/shakespeare/gpt2"), metavar="FOLDER")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--chapter", default="", metavar="NAMES", help="of steps: some chapters")
+    parser.add_argument("--chapter", default="", metavar="NAMES", help="of steps and curves: some")
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()
     make_work()
