@@ -11,7 +11,7 @@ that is attention. docs/v2_attention.md climbs from bigram.py to this file, one 
     python v2_attention.py               several heads
     python v2_attention.py --n_head=1    one head
 
-Expect a val loss of about 2.15 (bigram.py: 2.49) after 20 s on two cores, and text whose words
+Expect a val loss of about 2.15 (bigram.py: 2.49) after 19 s on two cores, and text whose words
 look like words.
 
 Diff against bigram.py
