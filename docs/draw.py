@@ -21,7 +21,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-from matplotlib.patches import FancyBboxPatch, Rectangle
+from matplotlib.patches import FancyBboxPatch
 
 DOCS = Path(__file__).resolve().parent
 plt.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "", "font.size": 12}
