@@ -52,6 +52,7 @@ def in_order(folder):
     """The names of all pages as the key for the next page goes through them."""
     name, found = "index.html", []
     while name:
+        assert name not in found, "a circle"
         found.append(name)
         following = re.search('<a rel="next" href="([^"]*)"', (folder / name).read_text("utf-8"))
         name = following and following[1]
