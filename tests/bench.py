@@ -5,6 +5,7 @@
     python tests/bench.py sample            gpt2_train.py: sampling with a cache and without
     python tests/bench.py sparse            sparse_gpt.py: sparse attention against dense
     python tests/bench.py ladder            every script without arguments
+    python tests/bench.py seeds             gpt_char.py from three seeds, and a shorter run
     python tests/bench.py curves            the loss of every script from its first step on
     python tests/bench.py data              prepare_fineweb.py, and the loader of gpt2_train.py
     python tests/bench.py steps             every file of the chapters: what each idea is worth
@@ -12,6 +13,7 @@
 
 DIR holds your own clones of nanoGPT, build-nanogpt and ng-video-lecture; nothing is written there,
 and what is missing is left out. --data=FOLDER takes other tokens of GPT-2 than Shakespeare's.
+--before=CLONE, of an earlier commit, lets seeds compare: was a change of gpt_char.py worth it?
 --quick does very little of everything, to try it out. On a GPU the presets are those for GPUs.
 
 Things to compare run in turn, A B A B ..., each in a process of its own. A table has the median
@@ -597,6 +599,23 @@ def curves():
         say(f"- {name}: {loss:.4f} after {seconds:.1f} s from the first step on")
 
 
+def seeds():
+    """gpt_char.py without arguments, another seed in each round: before a change, and now."""
+    scripts, rows = {"before": "before/gpt_char.py", "now": "ours/gpt_char.py"}, {}
+    flags = "--max_iters=2 --max_new_tokens=1" if args.quick else ""
+    for seed in range(1337, 1337 + args.rounds):
+        kinds = {name: job(path, f"--seed={seed} {flags}") for name, path in scripts.items()}
+        shorter = "--max_iters=1" if args.quick else "--max_iters=3000"
+        kinds[f"now {shorter}"] = job(scripts["now"], f"--seed={seed} {flags} {shorter}")
+        for name, row in in_turn(kinds, ("final val loss", "wall s", "peak MiB"), 1).items():
+            for measure, value in row.items():
+                rows.setdefault(name, {}).setdefault(measure, []).extend(value)
+    table("gpt_char.py without arguments, seeds from 1337 on", rows, "wall s")
+    for name, row in rows.items():
+        losses = row["final val loss"]
+        say(f"- {name}: val loss {', '.join(map(str, losses))}: mean {statistics.mean(losses):.4f}")
+
+
 def ladder():
     names = ("bigram", "v2_attention", "gpt_char", "gpt2_train", "sparse_gpt")
     flags = "--max_iters=2 --max_new_tokens=1" if args.quick else ""
@@ -742,6 +761,7 @@ def make_work():
         subprocess.run([sys.executable, ROOT / "prepare_shakespeare.py"], cwd=ROOT, check=True)
     links = {"ours": ROOT, "data/gpt2": Path(args.data).resolve()}
     links |= {"peers": Path(args.peers).resolve()} if args.peers else {}
+    links |= {"before": Path(args.before).resolve()} if args.before else {}
     links |= {f"data/{path.name}": path for path in (ROOT / "data").iterdir()}
     for name, target in links.items():
         if not (WORK / name).exists():
@@ -804,6 +824,7 @@ if __name__ == "__main__":
         "sample": sample,
         "sparse": sparse,
         "ladder": ladder,
+        "seeds": seeds,
         "curves": curves,
         "data": data,
         "steps": steps,
@@ -813,6 +834,7 @@ if __name__ == "__main__":
     )
     parser.add_argument("part", nargs="?", default="all", choices=[*PARTS, "all"])
     parser.add_argument("--peers", default="", metavar="DIR")
+    parser.add_argument("--before", default="", metavar="CLONE")
     parser.add_argument("--data", default=str(ROOT / "data/shakespeare/gpt2"), metavar="FOLDER")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--chapter", default="", metavar="NAMES", help="of steps and curves: some")
@@ -822,6 +844,7 @@ if __name__ == "__main__":
     machine = describe_machine() | {"this repository": commit(ROOT)}
     for name in ("nanoGPT", "build-nanogpt", "ng-video-lecture"):
         machine[name] = commit(WORK / "peers" / name)
+    machine["before"] = commit(WORK / "before")
     for part in PARTS if args.part == "all" else [args.part]:
         report, tables = [], {}
         try:
