@@ -742,8 +742,8 @@ for step in range(first_step, max_iters):
     done = step + 1
     if done % eval_interval == 0 or done in (1, max_iters):  # after 1: what fails, fails soon
         val_loss = estimate_loss()
-        accuracy = hellaswag_accuracy() if questions else ""
-        log(f"step {done:5d}/{max_iters} | val loss {val_loss:.4f} | hellaswag {accuracy or 'n/a'}")
+        accuracy = hellaswag_accuracy() if questions else "n/a"
+        log(f"step {done:5d}/{max_iters} | val loss {val_loss:.4f} | hellaswag {accuracy}")
         if not val_loss < torch.inf:
             sys.exit("That is no number; try a lower --learning_rate")
         names = ["best.pt", "last.pt"] if val_loss < best_val_loss else ["last.pt"]

@@ -4,7 +4,7 @@
     python docs/draw.py NAME ...         some: bigram, heads, shapes, schedule, worth, ...
 
 bigram and heads train bigram.py and v2_attention.py for it, in the folder from which it is called;
-curves, samples, cost and worth draw what docs/bench has:
+curves, samples, peers, cost and worth draw what docs/bench has:
     python tests/bench.py curves --chapter=bigram,v2_attention,gpt_char
     cp out/bench/curves.* docs/bench/
 """
@@ -364,6 +364,29 @@ def curves():
     save(figure, "curves", "Validation loss of the scripts against the time of training")
 
 
+def peers():
+    """The loss of gpt_char.py and of its peers after runs of some length."""
+    figure, axes = plt.subplots(figsize=(9, 4.8))
+    report, runs = tables("char"), {}
+    for name, row in report["Validation loss after a run of so many seconds of training"].items():
+        runs.setdefault(name.split(", ")[1], []).append((row["train s"][0], row["val loss"][0]))
+    for (name, points), color in zip(runs.items(), (GREEN, ORANGE, BLUE)):
+        seconds, losses = zip(*points)
+        axes.plot(seconds, losses, "o-", linewidth=2, color=color)
+        at = dict(xytext=(8, -4), textcoords="offset points", color=color)
+        axes.annotate(f"{name} {losses[-1]:.2f}", (seconds[-1], losses[-1]), **at)
+    axes.axhline(1.4697, color=GREY, linewidth=1, linestyle="--")  # nanoGPT's README
+    at = dict(xytext=(0, -15), textcoords="offset points", color=GREY)
+    axes.annotate("nanoGPT on an A100, after 3 minutes: 1.4697", (7, 1.4697), **at)
+    axes.set(xscale="log", xlabel="seconds of training, on two cores: every point is a whole run")
+    axes.set(ylabel="val loss (nats per character)", xlim=(6.5, 600), ylim=(1.35, 2.6))
+    ticks = [7.5, 15, 30, 60, 120, 240]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.grid()
+    save(figure, "peers", "Validation loss of gpt_char.py, nanoGPT and ng-video-lecture")
+
+
 def cost():
     """The time of attention against the length of the context."""
     report = tables("sparse")
@@ -403,7 +426,7 @@ def cost():
 
 
 PICTURES = {f.__name__: f for f in (bigram, heads, samples, shapes, schedule, worth)}
-PICTURES |= {f.__name__: f for f in (patterns, layouts, curves, cost)}
+PICTURES |= {f.__name__: f for f in (patterns, layouts, curves, peers, cost)}
 
 if __name__ == "__main__":
     chosen = sys.argv[1:] or [*PICTURES]

@@ -1,9 +1,11 @@
 """The README's numbers, measured side by side with those of other repositories.
 
     python tests/bench.py char              gpt_char.py: loss against time, time per step
+    python tests/bench.py short             the same, the time to the loss of nanoGPT's recipe
     python tests/bench.py train             gpt2_train.py: speed, memory, Muon against AdamW
     python tests/bench.py sample            gpt2_train.py: sampling with a cache and without
     python tests/bench.py sparse            sparse_gpt.py: sparse attention against dense
+    python tests/bench.py texts             sparse_gpt.py: the loss at equal time, on two texts
     python tests/bench.py ladder            every script without arguments
     python tests/bench.py seeds             gpt_char.py from three seeds, and a shorter run
     python tests/bench.py curves            the loss of every script from its first step on
@@ -386,15 +388,13 @@ def assign(**values):
 
 
 # --------------------------------------------------------------------------------------- Parts
-def char():
-    gpu = bool(machine["gpu"])
-    target = 3.3 if args.quick else 1.4697 if gpu else 1.88  # nanoGPT's
-    budgets = (0.3, 1, 2) if args.quick else (7.5, 15, 30, 60, 120, 240)
+def models_of_characters():
+    """{name: function from a number of training steps to a job}: ours, and those of the peers."""
     size = dict(block_size=64, batch_size=12, n_layer=4, n_head=4, n_embd=128, dropout=0.0)
-    size = {} if gpu else size  # nanoGPT's recipe for a CPU
+    size = {} if machine["gpu"] else size  # nanoGPT's recipe for a CPU
 
-    def gpt_char(n, **measure):
-        flags = f"--max_iters={n} --eval_interval={max(1, n)} --max_new_tokens=1"
+    def gpt_char(n, flags="", **measure):
+        flags += f" --max_iters={n} --eval_interval={max(1, n)} --max_new_tokens=1"
         return job("ours/gpt_char.py", flags, **measure)
 
     def nano(n, **measure):  # it does one step more than max_iters
@@ -409,9 +409,12 @@ def char():
         edits["max_new_tokens=500"] = "max_new_tokens=1"
         return job("peers/ng-video-lecture/gpt.py", "", edits, **measure)
 
-    recipes = {"gpt_char": gpt_char, "nanoGPT": nano, "ng-video-lecture": lecture}
-    steps = 2 if args.quick else 40
-    kinds = {n: f(0, split=[steps, 0 if f == gpt_char else "train"]) for n, f in recipes.items()}
+    return {"gpt_char": gpt_char, "nanoGPT": nano, "ng-video-lecture": lecture}
+
+
+def char():
+    recipes, steps = models_of_characters(), 2 if args.quick else 40
+    kinds = {n: f(0, split=[steps, 0 if n == "gpt_char" else "train"]) for n, f in recipes.items()}
     measures = ("data ms", "forward ms", "backward ms", "optimizer ms", "step ms")
     table("The parts of a training step", in_turn(kinds, measures), "step ms")
 
@@ -419,35 +422,32 @@ def char():
     data = in_turn({name: f(20) for name, f in recipes.items()}, ["ms per step"], rounds=1)
     pace = {name: row["ms per step"][0] / 1000 for name, row in data.items()}  # seconds per step
     measures, rows = ("val loss", "train s", "steps", "peak MiB"), {}
-    curves = {name: [] for name in pace}
-    for budget in budgets:
+    for budget in (0.3, 1) if args.quick else (7.5, 15, 30, 60, 120, 240):
         kinds = {n: recipes[n](max(2, round(budget / pace[n])), loss=[]) for n in pace}
         for name, row in in_turn(kinds, measures, rounds=1).items():
             rows[f"{budget:g} s, {name}"] = row
             pace[name] = row["train s"][0] / row["steps"][0]
-            curves[name].append((row["steps"][0], row["val loss"][0]))
     table("Validation loss after a run of so many seconds of training", rows)
 
-    if not gpu:  # half a minute: a smaller model is there sooner
-        small = "--n_layer=2 --adamw_share=0.5"
 
-        def gpt_char_small(n, **measure):
-            kind = gpt_char(n, **measure)
-            return kind | {"flags": [*kind["flags"], *small.split()]}
-
-        name = f"gpt_char {small}"
-        recipes[name], curves[name] = gpt_char_small, []
-        for n in (3, 4) if args.quick else (250, 1000):
-            row = in_turn({name: gpt_char_small(n, loss=[])}, measures, rounds=1)[name]
-            curves[name].append((row["steps"][0], row["val loss"][0]))
-
-    kinds = {}
-    for name, curve in curves.items():
-        n = fewest_steps(recipes[name], curve, target)
+def short():
+    gpu = bool(machine["gpu"])
+    target = 3.3 if args.quick else 1.4697 if gpu else 1.88  # nanoGPT's
+    recipes = models_of_characters()
+    if not gpu:  # a smaller model is there sooner
+        ours, small = recipes.pop("gpt_char"), "--n_layer=2 --adamw_share=0.5"
+        recipes = {f"gpt_char {small}": lambda n, **measure: ours(n, small, **measure)} | recipes
+    measures, kinds = ("val loss", "train s", "wall s", "steps", "peak MiB"), {}
+    for name, recipe in recipes.items():
+        some = (20, 40) if args.quick else (1000, 5000) if gpu else (1500, 3000)
+        if name.startswith("gpt_char") and not args.quick:
+            some = tuple(n // 5 for n in some)
+        data = in_turn({n: recipe(n, loss=[]) for n in some}, ["val loss"], rounds=1)
+        n = fewest_steps(recipe, [(n, row["val loss"][0]) for n, row in data.items()], target)
         if n is None:
-            say(f"{name} did not get to {target} in {budgets[-1]} s")
+            say(f"{name} did not get to {target} in {some[-1]} steps, or is not there")
         else:
-            kinds[name] = recipes[name](n, loss=[])
+            kinds[name] = recipe(n, loss=[])
     title = f"Time to a validation loss of {target}: the shortest run that ends there"
     table(title, in_turn(kinds, measures), "train s")
 
@@ -551,22 +551,41 @@ def sparse():
         flags += " --total_batch_size=65536" if gpu else ""
         return job("ours/sparse_gpt.py", " ".join([flags, *more]))
 
-    few, n = (2, 5) if quick else (10, 1000)
+    few = 4 if quick else 10
     longer = "--block_size=16384 --stride=128" if gpu else "--block_size=2048 --stride=64"
     for title, size in ("the preset", ""), ("twice its context", longer):
         kinds = {p: train(p, few, "--eval_tokens=1", size) for p in ("dense", "strided", "fixed")}
         data = in_turn(kinds, ("ms per step", "peak MiB"))
         table(f"A training step, {title}", data, "ms per step", "peak MiB")
 
+
+def texts():
+    """sparse_gpt.py at its preset against dense attention in equal time, on two texts."""
+    library = sorted(Path(os.__file__).parent.glob("*.py"))  # Python's own modules
+    library = "".join(path.read_text(encoding="utf-8") for path in library)
+    (WORK / "library.txt").write_text(library, encoding="utf-8")
+    command = [ROOT / "prepare_shakespeare.py", "--source=library.txt", "--name=library"]
+    subprocess.run([sys.executable, *command], cwd=WORK, check=True)
+    flags = "--position_dims=2 --hellaswag=False --eval_interval=1000000 --max_new_tokens=1"
+    few, n = (4, 4) if args.quick else (20, 1000)
+
+    def train(text, pattern, n, seed, more=""):
+        flags_ = f"{flags} --data_dir=data/{text}/bytes --pattern={pattern} --max_iters={n} {more}"
+        return job("ours/sparse_gpt.py", f"{flags_} --seed={seed} --out_dir=out/{pattern}_{seed}")
+
+    kinds = {p: train("shakespeare", p, few, 1337, "--eval_tokens=1") for p in ("dense", "fixed")}
+    data = in_turn(kinds, ("ms per step", "peak MiB"))
+    table("A training step", data, "ms per step", "peak MiB")
     pace = {name: statistics.median(row["ms per step"]) for name, row in data.items()}
-    fewer, rows = max(2, round(n * pace["fixed"] / pace["dense"])), {}
-    for seed in range(1337, 1337 + args.rounds):
-        kinds = {"dense": train("dense", fewer, size, f"--seed={seed}")}
-        kinds["fixed"] = train("fixed", n, size, f"--seed={seed}")
-        for name, row in in_turn(kinds, ("final val loss", "train s", "steps"), rounds=1).items():
-            for measure, values in row.items():
-                rows.setdefault(name, {}).setdefault(measure, []).extend(values)
-    table(f"The loss at equal time, {title}, another seed in each round", rows, "train s")
+    steps = {"dense": max(2, round(n * pace["fixed"] / pace["dense"])), "fixed": n}
+    for text in ("shakespeare", "library"):
+        rows = {}
+        for seed in range(1337, 1337 + args.rounds):
+            kinds = {name: train(text, name, steps[name], seed) for name in steps}
+            for name, row in in_turn(kinds, ("final val loss", "train s", "steps"), 1).items():
+                for measure, values in row.items():
+                    rows.setdefault(name, {}).setdefault(measure, []).extend(values)
+        table(f"The loss at equal time, {text}, seeds from 1337 on", rows, "train s")
 
 
 def curves():
@@ -820,9 +839,11 @@ if __name__ == "__main__":
         sys.exit(tokenize_with_pool(*sys.argv[2:4], int(sys.argv[4])))
     PARTS = {
         "char": char,
+        "short": short,
         "train": train,
         "sample": sample,
         "sparse": sparse,
+        "texts": texts,
         "ladder": ladder,
         "seeds": seeds,
         "curves": curves,
