@@ -370,16 +370,16 @@ def peers():
     report, runs = tables("char"), {}
     for name, row in report["Validation loss after a run of so many seconds of training"].items():
         runs.setdefault(name.split(", ")[1], []).append((row["train s"][0], row["val loss"][0]))
-    for (name, points), color in zip(runs.items(), (GREEN, ORANGE, BLUE)):
+    for (name, points), color, y in zip(runs.items(), (GREEN, ORANGE, BLUE), (-16, -12, 2)):
         seconds, losses = zip(*points)
         axes.plot(seconds, losses, "o-", linewidth=2, color=color)
-        at = dict(xytext=(8, -4), textcoords="offset points", color=color)
+        at = dict(xytext=(8, y), textcoords="offset points", color=color)
         axes.annotate(f"{name} {losses[-1]:.2f}", (seconds[-1], losses[-1]), **at)
     axes.axhline(1.4697, color=GREY, linewidth=1, linestyle="--")  # nanoGPT's README
     at = dict(xytext=(0, -15), textcoords="offset points", color=GREY)
     axes.annotate("nanoGPT on an A100, after 3 minutes: 1.4697", (7, 1.4697), **at)
     axes.set(xscale="log", xlabel="seconds of training, on two cores: every point is a whole run")
-    axes.set(ylabel="val loss (nats per character)", xlim=(6.5, 600), ylim=(1.35, 2.6))
+    axes.set(ylabel="val loss (nats per character)", xlim=(5.5, 900), ylim=(1.35, 2.7))
     ticks = [7.5, 15, 30, 60, 120, 240]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
