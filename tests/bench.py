@@ -97,7 +97,7 @@ def child(job):
     if "curve" in job:
         ends = max(stamps.values(), key=len)
         result |= {"points": [*points, (ends[-1] - begin - paused, curve[-1][1])]}
-        result["samples"] = samples | {len(ends): g["sample"]}
+        result["samples"] = samples | ({len(ends): g["sample"]} if samples else {})
     if torch.cuda.is_available():
         result["peak MiB"] = torch.cuda.max_memory_allocated() / 2**20
     elif Path("/proc/self/status").exists():
