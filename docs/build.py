@@ -174,7 +174,7 @@ def split(path):
 def contents(parts):
     """The page with links to all pages."""
     out = ["<main><h1>From a bigram to GPT-2, one diff at a time</h1>"]
-    out.append('<img src="curves.svg" alt="Loss of the first three scripts against time">')
+    out.append('<img src="curves.svg" alt="Loss of the five scripts against time">')
     for first, group in itertools.groupby(parts, lambda part: part[2].parent == DOCS and part[2]):
         links = [f'<a href="{page}">{html.escape(title)}</a>' for page, title, *_ in group]
         title = links.pop(0) if first else "Scripts and reports"
