@@ -444,7 +444,7 @@ def reference_answer(g, question, normalise=True):
     return scores.index(max(scores))
 
 
-def test_hellaswag_equals_unbatched_reference(gpt2, tokens, tmp_path):
+def test_hellaswag_equals_unbatched_reference(gpt2, tokens, tmp_path, capsys):
     args = ["--block_size=48", "--total_batch_size=96", "--dropout=0.5"]
     g = gpt2(*args, "--hellaswag")
     assert g["questions"] == []  # there is no file
@@ -483,6 +483,12 @@ def test_hellaswag_equals_unbatched_reference(gpt2, tokens, tmp_path):
     assert [int(row["step"]) for row in rows] == [1, 2]
     g["load_checkpoint"]("out/gpt2_train/last.pt")
     assert float(rows[1]["hellaswag"]) == pytest.approx(g["hellaswag_accuracy"]())
+    # None right is a share, too
+    lines = [json.dumps(q | {"label": 4}) + "\n" for q in questions]
+    file.write_text("".join(lines), encoding="utf-8")
+    capsys.readouterr()
+    gpt2(*args, *SHORT, "--hellaswag", "--max_iters=1", "--init_from=scratch")
+    assert "| hellaswag 0.0\n" in capsys.readouterr().out
 
 
 # ------------------------------------------------------------------------------------- Training
