@@ -663,9 +663,15 @@ def steps():
             flags += f" --out_dir=out/{Path(path).stem}_{seed}_{n:.0f}" * ("\nout_dir = " in source)
             return job(path, flags)
 
-        n, short = iters[chapter], iters[chapter] == 60
+        n, short, kept, again = iters[chapter], iters[chapter] == 60, {}, files
+        title = f"{chapter}: val loss after {n} steps, time and memory"
+        if args.since:
+            old = json.loads((ROOT / f"docs/bench/steps_{chapter}.json").read_text("utf-8"))
+            again = {k: path for k, path in files.items() if f"{args.since:02d}" <= k[:2] < "99"}
+            kept = {k: old["tables"][title][k] for k in files if k not in again}
+            say(f"\nFiles before {args.since}: of {old['machine']['this repository']}, unchanged.")
         measures = ("ms per step", "peak MiB", "final val loss")
-        data = in_turn({k: train(path, 60) for k, path in files.items()}, measures, 2 - short)
+        data = in_turn({k: train(path, 60) for k, path in again.items()}, measures, 2 - short)
         loss = {name: row.pop("final val loss")[0] for name, row in data.items()}
         if chapter == "sparse_gpt":  # what these steps are about
             none, shapes = "--max_iters=0 --max_new_tokens=1", [(4, 1024), (2, 2048), (32, 128)]
@@ -685,14 +691,15 @@ def steps():
             }
             table("Sampling 900 tokens", in_turn(kinds, ["tokens/s"], 1))
         if not short:
-            loss = at_once({name: train(path, n) for name, path in files.items()})
-        data = {name: {"val loss": [loss[name]]} | row for name, row in data.items()}
+            loss = at_once({name: train(path, n) for name, path in again.items()})
+        data = kept | {name: {"val loss": [loss[name]]} | row for name, row in data.items()}
+        loss = {name: row["val loss"][0] for name, row in data.items()}
         pairs = [
             (a, b) for a, b in zip(data, [*data][1:]) if 0.0005 < abs(loss[a] - loss[b]) < 0.02
         ]
         if chapter == "gpt2_train":
             pairs = []
-        close = dict.fromkeys(name for pair in pairs for name in pair)
+        close = dict.fromkeys(name for pair in pairs for name in pair if name in again)
         for seed in range(1, args.rounds):
             more = at_once({name: train(files[name], n, seed) for name in close})
             for name in close:
@@ -701,9 +708,10 @@ def steps():
             names = [name for i, name in enumerate(loss) if loss[name] not in [*loss.values()][:i]]
             pace = {name: statistics.median(data[name]["ms per step"]) for name in names}
             fewer = {k: n / 2 * max(pace.values()) / pace[k] for k in names}
+            names = [name for name in names if name in again]
             for name, value in at_once({k: train(files[k], fewer[k]) for k in names}).items():
                 data[name] |= {"steps in equal time": [round(fewer[name])], "its val loss": [value]}
-        table(f"{chapter}: val loss after {n} steps, time and memory", data)
+        table(title, data)
         if pairs:
             changed = {}
             for a, b in pairs:
@@ -859,6 +867,7 @@ if __name__ == "__main__":
     parser.add_argument("--data", default=str(ROOT / "data/shakespeare/gpt2"), metavar="FOLDER")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--chapter", default="", metavar="NAMES", help="of steps and curves: some")
+    parser.add_argument("--since", type=int, default=0, metavar="STEP", help="of steps: later ones")
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()
     make_work()
