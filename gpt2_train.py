@@ -104,7 +104,7 @@ seed = 1337  # decides the initial weights, the batches and the sample
 total_batch_size = 1536  # tokens in a step of all processes
 batch_size = 0  # B: sequences that a process computes at a time; 0: what fits the memory
 block_size = 128  # T: tokens in a sequence
-max_iters = 4500  # training steps; 0 only samples
+max_iters = 4000  # training steps; 0 only samples
 log_interval = 25  # steps from one line of progress to the next
 eval_interval = 500  # steps from one evaluation to the next
 eval_tokens = 10_485_760  # tokens of validation data in an evaluation
@@ -521,27 +521,28 @@ class Muon(torch.optim.Optimizer):
     """Moves a matrix by its mean gradient (Nesterov's), whose singular values are first made 1.
 
     So it learns equally fast in all directions (Jordan et al. 2024). A step is as large as one of
-    AdamW usually is (Liu et al. 2025, equation 4). The matrices of a group have one shape and go
-    through each operation as one batch: that takes a tenth off the time of a step.
+    AdamW usually is (Liu et al. 2025, equation 4). Matrices are taken in pieces of n_embd rows: in
+    c_attn these are query, key and value. The pieces of a group go through each operation as one
+    batch: that takes a tenth off the time of a step.
     """
 
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
-            x = torch.stack([p.grad for p in group["params"]])  # (matrices, rows, columns)
+            pieces = [p.grad.unflatten(0, (-1, n_embd)) for p in group["params"]]
+            x = torch.cat(pieces)  # (pieces, n_embd, columns)
             state = self.state[group["params"][0]]
             state["mean"] = state["mean"].lerp_(x, 1 - momentum) if state else x * (1 - momentum)
             x = x.lerp_(state["mean"], momentum).to(torch.bfloat16 if bfloat16 else torch.float32)
-            tall = x.shape[1] > x.shape[2]
-            x = x.mT if tall else x  # so that x @ x.mT is small
             x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)  # no singular value is above 1 now
             for _ in range(5):  # Newton and Schulz: a polynomial that brings all near 1
                 a = x @ x.mT
                 b = torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315)  # -4.7750 a + 2.0315 a @ a
                 x = torch.baddbmm(x, b, x, beta=3.4445)
-            for p, update in zip(group["params"], x.mT if tall else x):
+            for p, update in zip(group["params"], x.split([len(piece) for piece in pieces])):
                 p.mul_(1 - group["lr"] * weight_decay)
-                p.sub_(update, alpha=group["lr"] * 0.2 * max(p.shape) ** 0.5)  # AdamW's size
+                size = 0.2 * p.shape[1] ** 0.5  # AdamW's
+                p.sub_(update.flatten(0, 1), alpha=group["lr"] * size)
 
 
 # Muon is made for the matrices inside the blocks; AdamW takes the embeddings, norms and biases.
@@ -550,8 +551,7 @@ matrices = [p for p in model.h.parameters() if p.ndim == 2]
 others = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
 adamw = {"betas": (beta1, beta2), "fused": True}  # fused: all weights in one go
 if optimizer == "muon":  # {}: without defaults, since each step sets "lr"
-    shapes = dict.fromkeys(p.shape for p in matrices)  # each of them once
-    groups = [{"params": [p for p in matrices if p.shape == shape]} for shape in shapes]
+    groups = [{"params": [p for p in matrices if p.shape[1] == c]} for c in (n_embd, 4 * n_embd)]
     optimizers = [Muon(groups, {}), torch.optim.AdamW(others, weight_decay=0, **adamw)]
 else:
     groups = [{"params": matrices}, {"params": others, "weight_decay": 0}]

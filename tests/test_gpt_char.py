@@ -262,8 +262,8 @@ def test_schedule_is_applied(run, tiny, optimizer):
         done = run("gpt_char.py", *args, "--adamw_share=0.25", "--max_new_tokens=0")
     finally:
         hook.remove()
-    if optimizer == "muon":  # a group for each of the four shapes of matrices
-        shares = [("Muon", 1)] * 4 + [("AdamW", 0.25)]
+    if optimizer == "muon":  # a group for each of the two widths of matrices
+        shares = [("Muon", 1)] * 2 + [("AdamW", 0.25)]
     else:
         shares = [("AdamW", 1)] * 2
     rates = [done.names["get_lr"](step) for step in range(6)]
@@ -290,9 +290,9 @@ def test_parameter_groups(load, tiny, optimizer):
     assert kind2 is torch.optim.AdamW and group2["betas"] == (0.9, 0.99)
     if optimizer == "muon":
         assert {kind for kind, _, _ in first} == {names["Muon"]}
-        for _, group, some in first:  # all that have a shape are together
-            shapes = {p.shape for p in group["params"]}
-            assert len(shapes) == 1 and len(some) == 2  # one of each block
+        widths = [{p.shape[1] for p in group["params"]} for _, group, _ in first]
+        assert widths == [{16}, {64}]  # all that have a width are together
+        assert [len(some) for _, _, some in first] == [6, 2]  # three and one of each block
     else:
         ((kind, group, _),) = first
         assert kind is torch.optim.AdamW and group["weight_decay"] == 0.3
@@ -313,10 +313,11 @@ def test_first_step_by_hand(load, run, tiny, optimizer):
     for name in before:
         change = (after[name] - before[name]) / 0.01
         if optimizer == "muon" and name.startswith("h.") and change.ndim == 2:
-            rms = change.square().mean().sqrt().item()
-            assert rms == pytest.approx(0.2, rel=0.25), name  # an AdamW step's usual size
-            values = torch.linalg.svdvals(change) / (0.2 * max(change.shape) ** 0.5)
-            assert values.max() < 1.4 and values.median() > 0.6, name  # all directions alike
+            for piece in change.split(16):  # n_embd rows: query, key and value by themselves
+                rms = piece.square().mean().sqrt().item()
+                assert rms == pytest.approx(0.2, rel=0.25), name  # an AdamW step's usual size
+                values = torch.linalg.svdvals(piece) / (0.2 * max(piece.shape) ** 0.5)
+                assert values.max() < 1.4 and values.median() > 0.6, name  # all directions alike
         else:
             change /= 0.5 if optimizer == "muon" else 1
             assert change.abs().max() < 1.001
@@ -336,9 +337,9 @@ def test_where_the_blocks_add_nothing(load, run, tiny):
                 assert torch.equal(before[name], after[name]) == name.endswith(still), name
 
 
-@pytest.mark.parametrize("shape", [(24, 24), (8, 40), (40, 8), (1, 5)])
+@pytest.mark.parametrize("shape", [(16, 16), (48, 16), (64, 16), (16, 64)])
 def test_muon_is_that_of_torch(load, tiny, monkeypatch, shape):
-    """The same weights as torch.optim.Muon's, step after step, one matrix or several together.
+    """The same weights as torch.optim.Muon's with a matrix for every n_embd rows, step after step.
 
     Torch's does its matrix products in bfloat16 always. Here they are in float64 on both sides,
     so that rounding hides nothing. What is left is that it divides by max(norm, 1e-7), and we by
@@ -347,7 +348,7 @@ def test_muon_is_that_of_torch(load, tiny, monkeypatch, shape):
     settings = {"learning_rate": 0.03, "momentum": 0.8, "weight_decay": 0.2}
     flags = [f"--{name}={value}" for name, value in settings.items()]
     names = load("gpt_char.py", *tiny, *flags)
-    assert names["bfloat16"] is False
+    assert names["bfloat16"] is False and names["n_embd"] == 16
     monkeypatch.setattr(torch, "float32", torch.float64)
     monkeypatch.setattr(torch, "bfloat16", torch.float64)
     monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.double)  # torch 2.13 casts so
@@ -355,20 +356,21 @@ def test_muon_is_that_of_torch(load, tiny, monkeypatch, shape):
     for count in (1, 3):
         start = torch.randn(count, *shape, generator=generator, dtype=torch.float64)
         ours = [torch.nn.Parameter(p.clone()) for p in start]
-        theirs = [torch.nn.Parameter(p.clone()) for p in start]
+        theirs = [torch.nn.Parameter(part.clone()) for p in start for part in p.split(16)]
         a = names["Muon"]([{"params": ours, "lr": 0.03}], {})
         kinds = {"adjust_lr_fn": "match_rms_adamw", "nesterov": True}
         b = torch.optim.Muon(theirs, lr=0.03, momentum=0.8, weight_decay=0.2, **kinds)
         for step in range(5):
             for opt in (a, b):
                 opt.param_groups[0]["lr"] = 0.03 / (step + 1)  # a schedule
-            for p, q in zip(ours, theirs):
-                p.grad = torch.randn(shape, generator=generator, dtype=torch.float64)
-                p.grad *= 10.0**-step  # of any length
-                q.grad = p.grad.clone()
+            grads = torch.randn(start.shape, generator=generator, dtype=torch.float64)
+            grads *= 10.0**-step  # of any length
+            for p, grad in zip(ours, grads):
+                p.grad = grad.mT.contiguous().mT  # in whatever order its numbers lie in memory
+            for q, grad in zip(theirs, (part for grad in grads for part in grad.split(16))):
+                q.grad = grad.clone()
             a.step(), b.step()
-            for p, q in zip(ours, theirs):
-                torch.testing.assert_close(p, q, rtol=0, atol=3e-8)
+            torch.testing.assert_close(torch.cat(ours), torch.cat(theirs), rtol=0, atol=3e-8)
 
 
 @pytest.mark.parametrize("script", ["gpt_char.py"])
@@ -378,12 +380,12 @@ def test_muon_goes_on_after_a_checkpoint(load, tiny, script):
     results = []
     for reload in (False, True):
         generator = torch.Generator().manual_seed(1)
-        params = [torch.nn.Parameter(torch.randn(4, 6, generator=generator)) for _ in range(4)]
+        params = [torch.nn.Parameter(torch.randn(32, 16, generator=generator)) for _ in range(4)]
         groups = [{"params": params[:3], "lr": 0.1}, {"params": params[3:], "lr": 0.1}]
         opt = names["Muon"](groups, {})
         for step in range(4):
             for p in params:
-                p.grad = torch.randn(4, 6, generator=generator)
+                p.grad = torch.randn(32, 16, generator=generator)
             opt.step()
             if reload and step == 1:
                 buffer = io.BytesIO()
