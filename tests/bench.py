@@ -712,12 +712,14 @@ def steps():
             for name, value in at_once({k: train(files[k], fewer[k]) for k in names}).items():
                 data[name] |= {"steps in equal time": [round(fewer[name])], "its val loss": [value]}
         table(title, data)
-        if pairs:
-            changed = {}
+        title = f"{chapter}: what these steps changed, with the same seed"
+        changed = old["tables"].get(title, {}) if kept else {}
+        changed = {k: row for k, row in changed.items() if {*k.split(" to ")} <= {*kept}}
+        if pairs or changed:
             for a, b in pairs:
                 both = zip(data[a]["val loss"], data[b]["val loss"])
                 changed[f"{a} to {b}"] = {"val loss": [y - x for x, y in both]}
-            table(f"{chapter}: what these steps changed, with the same seed", changed)
+            table(title, changed)
         save(f"steps_{chapter}")
 
 
