@@ -639,8 +639,13 @@ def ladder():
     names = ("bigram", "v2_attention", "gpt_char", "gpt2_train", "sparse_gpt")
     flags = "--max_iters=2 --max_new_tokens=1" if args.quick else ""
     measures = ("wall s", "peak MiB", "final val loss")
-    data = in_turn({name: job(f"ours/{name}.py", flags) for name in names}, measures)
-    table("Every script without arguments", data)
+    again, kept, title = names, {}, "Every script without arguments"
+    if args.chapter:
+        again = args.chapter.split(",")
+        old = json.loads((ROOT / "docs/bench/ladder.json").read_text("utf-8"))
+        kept = {name: old["tables"][title][name] for name in names if name not in again}
+        say(f"\n{', '.join(kept)}: of {old['machine']['this repository']}, unchanged.")
+    table(title, kept | in_turn({name: job(f"ours/{name}.py", flags) for name in again}, measures))
 
 
 def steps():
@@ -868,7 +873,7 @@ if __name__ == "__main__":
     parser.add_argument("--before", default="", metavar="CLONE")
     parser.add_argument("--data", default=str(ROOT / "data/shakespeare/gpt2"), metavar="FOLDER")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--chapter", default="", metavar="NAMES", help="of steps and curves: some")
+    parser.add_argument("--chapter", default="", metavar="NAMES", help="only some")
     parser.add_argument("--since", type=int, default=0, metavar="STEP", help="of steps: later ones")
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()
