@@ -205,15 +205,15 @@ def schedule():
 def worth():
     """What each idea bought: the val loss after the steps of the first two chapters."""
     rows = []
-    for chapter, last in (("v2_attention", 5), ("gpt_char", 11)):
+    for chapter, chosen in (("v2_attention", range(5)), ("gpt_char", [*range(11), 14])):
         text = (DOCS / f"{chapter}.md").read_text(encoding="utf-8")
-        titles = re.findall(r"^## (\d+\. .+)$", text, re.M)[:last]
+        titles = re.findall(r"^## (\d+\. .+)$", text, re.M)
         table = next(
             t for name, t in tables(f"steps_{chapter}").items() if "val loss after" in name
         )
         losses = [row["val loss"][0] for row in table.values()]
         rows += [("bigram.py", losses[0], BLUE)] if not rows else []
-        rows += zip(titles, losses[1:], [COLORS[chapter]] * last)
+        rows += [(titles[i], losses[i + 1], COLORS[chapter]) for i in chosen]
     figure, axes = plt.subplots(figsize=(9, 0.36 * len(rows) + 0.8))
     before = rows[0][1]
     for y, (title, loss, color) in enumerate(rows):
