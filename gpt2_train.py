@@ -522,15 +522,15 @@ class Muon(torch.optim.Optimizer):
 
     So it learns equally fast in all directions (Jordan et al. 2024). A step is as large as one of
     AdamW usually is (Liu et al. 2025, equation 4). Matrices are taken in pieces of n_embd rows: in
-    c_attn these are query, key and value. The pieces of a group go through each operation as one
-    batch: that takes a tenth off the time of a step.
+    c_attn these are query, key and value. None is higher than wide. The pieces of a group go
+    through each operation as one batch: that takes a tenth off the time of a step.
     """
 
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
             pieces = [p.grad.unflatten(0, (-1, n_embd)) for p in group["params"]]
-            x = torch.cat(pieces)  # (pieces, n_embd, columns)
+            x = torch.cat(pieces)  # (pieces of all matrices, n_embd, columns)
             state = self.state[group["params"][0]]
             state["mean"] = state["mean"].lerp_(x, 1 - momentum) if state else x * (1 - momentum)
             x = x.lerp_(state["mean"], momentum).to(torch.bfloat16 if bfloat16 else torch.float32)
@@ -541,8 +541,7 @@ class Muon(torch.optim.Optimizer):
                 x = torch.baddbmm(x, b, x, beta=3.4445)
             for p, update in zip(group["params"], x.split([len(piece) for piece in pieces])):
                 p.mul_(1 - group["lr"] * weight_decay)
-                size = 0.2 * p.shape[1] ** 0.5  # AdamW's
-                p.sub_(update.flatten(0, 1), alpha=group["lr"] * size)
+                p.sub_(update.flatten(0, 1), alpha=group["lr"] * 0.2 * p.shape[1] ** 0.5)
 
 
 # Muon is made for the matrices inside the blocks; AdamW takes the embeddings, norms and biases.
@@ -551,7 +550,8 @@ matrices = [p for p in model.h.parameters() if p.ndim == 2]
 others = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
 adamw = {"betas": (beta1, beta2), "fused": True}  # fused: all weights in one go
 if optimizer == "muon":  # {}: without defaults, since each step sets "lr"
-    groups = [{"params": [p for p in matrices if p.shape[1] == c]} for c in (n_embd, 4 * n_embd)]
+    widths = dict.fromkeys(p.shape[1] for p in matrices)  # n_embd, and 4 times that
+    groups = [{"params": [p for p in matrices if p.shape[1] == width]} for width in widths]
     optimizers = [Muon(groups, {}), torch.optim.AdamW(others, weight_decay=0, **adamw)]
 else:
     groups = [{"params": matrices}, {"params": others, "weight_decay": 0}]
