@@ -138,6 +138,8 @@ sizes = {  # n_layer, n_head, n_embd
 }
 if model not in sizes:
     parser.error(f"argument --model: {model} is none of {', '.join(sizes)}")
+# GELU in GPT-2's approximation, or exact: on a CPU a step then takes 0.93 of the time
+gelu = "none" if model == "char" else "tanh"
 theirs = None  # a model of HuggingFace's transformers
 openai = init_from in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl") or Path(init_from).is_dir()
 if Path(export_dir).is_file():
@@ -153,6 +155,7 @@ if openai:
     except Exception as error:  # whatever its download or its files lead to
         sys.exit(f"--init_from={init_from}: {str(error).strip().splitlines()[0]}")
     n_layer, n_head, n_embd = (theirs.config.to_dict()[k] for k in ("n_layer", "n_head", "n_embd"))
+    gelu = "none" if theirs.config.activation_function == "gelu" else "tanh"
     if block_size > theirs.config.n_positions:
         parser.error(f"argument --block_size: at most {theirs.config.n_positions} for {init_from}")
 elif init_from not in ("resume", "scratch") and not Path(init_from).is_file():
@@ -440,7 +443,7 @@ class MLP(nn.Module):
 
     def forward(self, x):
         """x: (B, T, C). Returns (B, T, C)."""
-        return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
+        return self.c_proj(F.gelu(self.c_fc(x), approximate=gelu))
 
 
 class Block(nn.Module):
@@ -628,7 +631,7 @@ def get_lr(step):
 
 
 # ---------------------------------------------------------------------------------- Checkpoints
-shape = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
+shape = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "gelu")
 shape += ("pattern", "stride", "summary", "combine", "position_dims")  # they must fit, too
 shape = {name: globals()[name] for name in shape}
 
@@ -692,11 +695,10 @@ def copy_weights(theirs, export):
 
 def export_weights(folder):
     """Write the model so that GPT2LMHeadModel.from_pretrained(folder) of transformers loads it."""
-    import transformers
-
     size = {"vocab_size": vocab_size, "n_layer": n_layer, "n_head": n_head, "n_embd": n_embd}
-    ends = dict.fromkeys(("bos_token_id", "eos_token_id"), vocab_size - 1)
-    theirs = transformers.GPT2Config(n_positions=block_size, **size, **ends)
+    more = dict.fromkeys(("bos_token_id", "eos_token_id"), vocab_size - 1)
+    more |= {"activation_function": "gelu" if gelu == "none" else "gelu_new"}
+    theirs = transformers.GPT2Config(n_positions=block_size, **size, **more)
     theirs = transformers.GPT2LMHeadModel(theirs)
     copy_weights(theirs, export=True)
     theirs.save_pretrained(folder)

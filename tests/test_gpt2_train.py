@@ -175,14 +175,12 @@ def import_transformers():
     )
 
 
-def huggingface_model(vocab_size, n_positions):
+def huggingface_model(vocab_size, n_positions, activation_function):
     """A GPT2LMHeadModel with random weights and logits far below zero, as OpenAI's have."""
     transformers = import_transformers()
-    theirs = transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(
-            vocab_size=vocab_size, n_positions=n_positions, n_embd=32, n_layer=2, n_head=2
-        )
-    ).eval()
+    names = {name: value for name, value in locals().items() if name != "transformers"}
+    config = transformers.GPT2Config(**names, n_embd=32, n_layer=2, n_head=2)
+    theirs = transformers.GPT2LMHeadModel(config).eval()
     shake(theirs, 1.0)
     with torch.no_grad():
         theirs.transformer.wte.weight[:, 0] += 4
@@ -213,10 +211,13 @@ def assert_same_function(ours, theirs, vocab_size, positions=16):
         assert loss.item() == pytest.approx(reference.item(), abs=1e-5)
 
 
-@pytest.mark.parametrize("vocab_size, n_positions", [(256, 32), (50257, 32), (256, 9)])
-def test_import_equals_huggingface(gpt2, tmp_path, capsys, vocab_size, n_positions):
+@pytest.mark.parametrize(
+    "vocab_size, n_positions, activation",
+    [(256, 32, "gelu_new"), (256, 32, "gelu"), (50257, 32, "gelu_new"), (256, 9, "gelu_new")],
+)
+def test_import_equals_huggingface(gpt2, tmp_path, capsys, vocab_size, n_positions, activation):
     """Of a model for more positions than block_size. One for fewer is refused."""
-    theirs = huggingface_model(vocab_size, n_positions)
+    theirs = huggingface_model(vocab_size, n_positions, activation)
     theirs.save_pretrained(tmp_path / "hf")
     write_shard(tmp_path / "tokens/t_train_000001.bin", random_tokens(900), vocab_size % 50257)
     write_shard(tmp_path / "tokens/t_val_000000.bin", random_tokens(300), vocab_size % 50257)
@@ -230,19 +231,26 @@ def test_import_equals_huggingface(gpt2, tmp_path, capsys, vocab_size, n_positio
     assert_same_function(ours, theirs, vocab_size)
 
 
-@pytest.mark.parametrize("vocab_size", [256, 50257])
-def test_export_equals_huggingface(gpt2, tmp_path, vocab_size):
+@pytest.mark.parametrize("vocab_size, model", [(256, "char"), (256, "gpt2"), (50257, "gpt2")])
+def test_export_equals_huggingface(gpt2, tmp_path, vocab_size, model):
+    """The model named char has exact GELU, all others GPT-2's approximation of it."""
     transformers = import_transformers()
     write_shard(tmp_path / "tokens/t_train_000001.bin", random_tokens(900), vocab_size % 50257)
     write_shard(tmp_path / "tokens/t_val_000000.bin", random_tokens(300), vocab_size % 50257)
-    g = gpt2()
+    g = gpt2(f"--model={model}")
     shake(g["model"], 1.0)
     Path("out/gpt2_train").mkdir(parents=True)
     g["save_checkpoint"](["made.pt"], 0, 1.0)
-    g = gpt2("--init_from=out/gpt2_train/made.pt", "--export_dir=exported")
+    made = "--init_from=out/gpt2_train/made.pt"
+    g = gpt2(f"--model={model}", made, "--export_dir=exported")
     theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "exported").eval()
     assert theirs.config.vocab_size == vocab_size and theirs.config.n_positions == 16
+    assert theirs.config.activation_function == {"char": "gelu", "gpt2": "gelu_new"}[model]
     assert_same_function(g["model"], theirs, vocab_size)
+    assert_same_function(gpt2("--init_from=exported")["model"], theirs, vocab_size)
+    other = {"char": "gpt2", "gpt2": "char"}[model]
+    with pytest.raises(SystemExit, match="its model is .*'gelu'"):  # a file of the other GELU
+        gpt2(f"--model={other}", made)
 
 
 def test_padded_ids_are_out_of_softmax_and_sampling(gpt2, gpt2_tokens):
