@@ -8,6 +8,7 @@
     python tests/bench.py texts             sparse_gpt.py: the loss at equal time, on two texts
     python tests/bench.py ladder            every script without arguments
     python tests/bench.py seeds             gpt_char.py from three seeds, and a shorter run
+    python tests/bench.py laptop            gpt_char.py and gpt2_train.py from three seeds
     python tests/bench.py curves            the loss of every script from its first step on
     python tests/bench.py data              prepare_fineweb.py, and the loader of gpt2_train.py
     python tests/bench.py steps             every file of the chapters: what each idea is worth
@@ -618,21 +619,38 @@ def curves():
         say(f"- {name}: {loss:.4f} after {seconds:.1f} s from the first step on")
 
 
-def seeds():
-    """gpt_char.py without arguments, another seed in each round: before a change, and now."""
-    scripts, rows = {"before": "before/gpt_char.py", "now": "ours/gpt_char.py"}, {}
-    flags = "--max_iters=2 --max_new_tokens=1" if args.quick else ""
+def from_seeds(title, kinds):
+    """Scripts without arguments, another seed in each round; kinds: {name: (path, flags)}."""
+    rows = {}
+    less = "--max_iters=2 --max_new_tokens=1" if args.quick else ""
     for seed in range(1337, 1337 + args.rounds):
-        kinds = {name: job(path, f"--seed={seed} {flags}") for name, path in scripts.items()}
-        shorter = "--max_iters=1" if args.quick else "--max_iters=3000"
-        kinds[f"now {shorter}"] = job(scripts["now"], f"--seed={seed} {flags} {shorter}")
-        for name, row in in_turn(kinds, ("final val loss", "wall s", "peak MiB"), 1).items():
+        jobs = {
+            name: job(path, f"--seed={seed} {more} {less}") for name, (path, more) in kinds.items()
+        }
+        for name, row in in_turn(jobs, ("final val loss", "wall s", "peak MiB"), 1).items():
             for measure, value in row.items():
                 rows.setdefault(name, {}).setdefault(measure, []).extend(value)
-    table("gpt_char.py without arguments, seeds from 1337 on", rows, "wall s")
+    table(title, rows, "wall s")
     for name, row in rows.items():
         losses = row["final val loss"]
         say(f"- {name}: val loss {', '.join(map(str, losses))}: mean {statistics.mean(losses):.4f}")
+
+
+def seeds():
+    """gpt_char.py without arguments: before a change, and now."""
+    now, shorter = "ours/gpt_char.py", "--max_iters=3000"
+    kinds = {
+        "before": ("before/gpt_char.py", ""),
+        "now": (now, ""),
+        f"now {shorter}": (now, shorter),
+    }
+    from_seeds("gpt_char.py without arguments, seeds from 1337 on", kinds)
+
+
+def laptop():
+    """The two scripts that train the same model on a machine without a GPU."""
+    kinds = {name: (f"ours/{name}.py", "") for name in ("gpt_char", "gpt2_train")}
+    from_seeds("Without arguments, seeds from 1337 on", kinds)
 
 
 def ladder():
@@ -861,6 +879,7 @@ if __name__ == "__main__":
         "texts": texts,
         "ladder": ladder,
         "seeds": seeds,
+        "laptop": laptop,
         "curves": curves,
         "data": data,
         "steps": steps,
