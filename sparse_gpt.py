@@ -138,8 +138,7 @@ sizes = {  # n_layer, n_head, n_embd
 }
 if model not in sizes:
     parser.error(f"argument --model: {model} is none of {', '.join(sizes)}")
-# GELU in GPT-2's approximation, or exact: on a CPU a step then takes 0.93 of the time
-gelu = "none" if model == "char" else "tanh"
+gelu = "none" if model == "char" else "tanh"  # as GPT-2 has it; exact: 0.93 of a step on a CPU
 theirs = None  # a model of HuggingFace's transformers
 openai = init_from in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl") or Path(init_from).is_dir()
 if Path(export_dir).is_file():
@@ -644,6 +643,7 @@ def save_checkpoint(names, step, best_val_loss):
     checkpoint["scaler"], checkpoint["config"] = scaler.state_dict(), config
     written, link = Path(out_dir, names[0]).with_suffix(".tmp"), Path(out_dir, "link.tmp")
     try:
+        written.unlink(missing_ok=True)  # what a killed run left may be a name of best.pt, too
         with open(written, "wb") as f:
             torch.save(checkpoint, f)
             f.flush()

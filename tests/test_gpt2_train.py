@@ -664,6 +664,25 @@ def test_interrupted_process_saves_and_exits(tokens, start, tmp_path):
     assert stdout.splitlines()[-1].startswith("stopped, saved in run: the same command")
 
 
+def test_what_a_killed_run_leaves_is_not_written_to(gpt2, tokens, monkeypatch):
+    """Killed just before the end of save_checkpoint: best.tmp is one more name of best.pt."""
+    g = gpt2()
+    Path("out/gpt2_train").mkdir(parents=True)
+    g["save_checkpoint"](["best.pt", "last.pt"], 5, 1.0)
+    names = [Path("out/gpt2_train", name) for name in ("best.pt", "last.pt")]
+    before = [path.read_bytes() for path in names]
+    os.link(names[0], "out/gpt2_train/best.tmp")
+
+    def killed(*_):
+        assert [path.read_bytes() for path in names] == before
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        g["save_checkpoint"](["best.pt", "last.pt"], 10, 0.5)
+    assert [path.read_bytes() for path in names] == before
+
+
 @pytest.mark.long
 def test_killed_ten_times(tokens, start, tmp_path):
     """SIGKILL at random moments, ten times in one run: the end is that of an unbroken run."""
