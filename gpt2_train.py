@@ -40,7 +40,7 @@ Model
 ~ model, n_layer, n_head, n_embd, block_size: a name gives the size
 ~ GPT: vocabulary padded to a multiple of 128, positions after a cache
 ~ CausalSelfAttention: may keep keys and values in a cache
-~ MLP: GELU as the model of that name has it
+~ MLP: GELU either exact or as in GPT-2
 Training
 + float16, half, scaler: half precision for GPUs without bfloat16
 ~ autocast: in either
@@ -133,8 +133,8 @@ num_samples = 1  # texts to sample
 max_new_tokens = 500  # tokens to sample
 temperature = 0.8  # below 1: safer, above 1: wilder; 0: always the likeliest
 top_k = 0  # sample from the k likeliest only; 0: from all
-if device == "cuda":  # the preset for a GPU: GPT-2 (124M), ten billion tokens of the web
-    data_dir, model, hellaswag = "data/fineweb_edu", "gpt2", True
+if device == "cuda":  # the preset for a GPU
+    data_dir, model, hellaswag = "data/fineweb_edu", "gpt2", True  # ten billion tokens of the web
     total_batch_size, block_size, max_iters = 524_288, 1024, 19_073
     learning_rate, adamw_share, warmup_iters, momentum, beta2 = 1.8e-3, 1.0, 256, 0.95, 0.95
     log_interval, eval_interval, num_samples, max_new_tokens = 1, 1000, 4, 100
@@ -166,7 +166,7 @@ sizes = {  # n_layer, n_head, n_embd
 }
 if model not in sizes:
     parser.error(f"argument --model: {model} is none of {', '.join(sizes)}")
-gelu = "none" if model == "char" else "tanh"  # as GPT-2 has it; exact: 0.93 of a step on a CPU
+gelu = "none" if model == "char" else "tanh"  # exact (0.93 of a step on a CPU), or as in GPT-2
 theirs = None  # a model of HuggingFace's transformers
 openai = init_from in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl") or Path(init_from).is_dir()
 if Path(export_dir).is_file():

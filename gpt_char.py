@@ -150,7 +150,7 @@ def get_batch(step):
 
 
 # ---------------------------------------------------------------------------------------- Model
-# A context in which matrix products are done in bfloat16, numbers of 16 bits: twice as fast
+# A context in which matrix products are done in half precision, numbers of 16 bits: twice as fast
 autocast = torch.autocast("cuda" if "cuda" in device else "cpu", torch.bfloat16, enabled=bfloat16)
 if device == "cpu" and bfloat16:  # unfused attention: 0.85 of the time of a step
     torch.backends.cuda.enable_flash_sdp(False)  # whatever its name, it is for CPUs, too
