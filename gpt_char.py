@@ -280,9 +280,8 @@ class Muon(torch.optim.Optimizer):
     """Moves a matrix by its mean gradient (Nesterov's), whose singular values are first made 1.
 
     So it learns equally fast in all directions (Jordan et al. 2024). A step is as large as one of
-    AdamW usually is (Liu et al. 2025, equation 4). Matrices are taken in pieces of n_embd rows: in
-    c_attn these are query, key and value. None is higher than wide. The pieces of a group go
-    through each operation as one batch: that takes a tenth off the time of a step.
+    AdamW usually is (Liu et al. 2025, equation 4). Matrices are taken in pieces of n_embd rows (of
+    c_attn: query, key, value), none higher than wide; those of a group are computed as one batch.
     """
 
     @torch.no_grad()
@@ -309,8 +308,7 @@ matrices = [p for p in model.h.parameters() if p.ndim == 2]
 others = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
 adamw = {"betas": (beta1, beta2), "fused": True}  # fused: all weights in one go
 if optimizer == "muon":  # {}: without defaults, since each step sets "lr"
-    widths = dict.fromkeys(p.shape[1] for p in matrices)  # n_embd, and 4 times that
-    groups = [{"params": [p for p in matrices if p.shape[1] == width]} for width in widths]
+    groups = [{"params": [p for p in matrices if p.shape[1] == n]} for n in (n_embd, 4 * n_embd)]
     optimizers = [Muon(groups, {}), torch.optim.AdamW(others, weight_decay=0, **adamw)]
 else:
     groups = [{"params": matrices}, {"params": others, "weight_decay": 0}]
