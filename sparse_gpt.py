@@ -417,15 +417,13 @@ class CausalSelfAttention(nn.Module):
         B, T, C = x.shape
         # (B, T, 3C) taken apart into q, k, v: (B, nh, T, hs) each
         q, k, v = self.c_attn(x).view(B, T, 3, n_head, C // n_head).permute(2, 0, 3, 1, 4)
-        causal = True
         if self.cache is not None:  # keys and values of the past do not change: compute them once
-            causal = not self.cache  # a single query may see all keys
             past_k, past_v = self.cache or (k[:, :, :0], v[:, :, :0])
             k, v = torch.cat((past_k, k), dim=2), torch.cat((past_v, v), dim=2)
-            self.cache = [k, v]
+            self.cache = [k, v]  # a single query may see them all
         p = dropout if self.training else 0.0
         if pattern == "dense":
-            y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=causal)  # as in Head
+            y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=T > 1)  # as in Head
         else:
             shares = zip(self.hops, *(x.chunk(len(self.hops), dim=1) for x in (q, k, v)))
             y = torch.cat([attend(*qkv, hop, p) for hop, *qkv in shares], dim=1)
