@@ -239,6 +239,8 @@ class GPT(nn.Module):
         return F.cross_entropy(self.logits(x).flatten(0, 1), y.flatten())
 
 
+if Path(out_dir).is_file():
+    parser.error(f"argument --out_dir: {out_dir} is a file; give the name of a folder")
 if n_embd % n_head != 0:
     parser.error(f"argument --n_embd: must be a multiple of n_head, which is {n_head}")
 for name in ("dropout", "momentum", "beta1", "beta2"):

@@ -502,7 +502,7 @@ TABLE = [  # arguments, what stderr must name, exit code, what to do beforehand
     (["--total_batch_size=65"], ["--total_batch_size", "64 is the nearest"], 2, None),
     (["--data_dir=nowhere"], ["nowhere", "_train_"], 1, None),
     (["--data_dir=a_file"], ["a_file", "_train_"], 1, file("a_file")),
-    (["--out_dir=a_file"], ["a_file", "--out_dir"], 1, file("a_file")),
+    (["--out_dir=a_file"], ["a_file", "--out_dir"], 2, file("a_file")),
     (["--out_dir=a_file/x"], ["a_file/x", "--out_dir"], 1, file("a_file")),
     (["--export_dir=a_file"], ["--export_dir", "a_file"], 2, file("a_file")),
 ]

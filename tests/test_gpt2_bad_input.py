@@ -206,7 +206,7 @@ def test_checkpoint_that_does_not_fit(attempt, name, init_from):
 
 def test_out_dir_is_a_file(attempt):
     Path("out_file").write_text("mine")
-    refused(attempt, "--out_dir=out_file", says=["out_file"])
+    refused(attempt, "--out_dir=out_file", says=["--out_dir", "out_file"], code=2)
     assert Path("out_file").read_text() == "mine"
 
 
