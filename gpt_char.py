@@ -13,8 +13,8 @@ this file, one idea at a time.
     python gpt_char.py --prompt="ROMEO:"      once trained, only sample (from the best checkpoint)
     python gpt_char.py --init_from=scratch    forget the checkpoints of out_dir and train anew
 
-Expect a val loss of about 1.45 (v2_attention.py: 2.15) after some four minutes on two cores, and
-text that has the shape of a play. With a GPU the model is larger; its loss is not measured yet.
+Expect a val loss of about 1.45 (v2_attention.py: 2.15) and text in the shape of a play after some
+four minutes on two cores, fifteen on older ones. A GPU gets a larger model: not measured yet.
 
 Diff against v2_attention.py
 + CausalSelfAttention: all heads in one projection, PyTorch's fused attention
