@@ -23,6 +23,7 @@ Diff against gpt2_train.py
 + sees: the definition of the patterns
 + show_pattern: a drawing of the pattern
 + attend: attention that computes little else
+~ attention: of given keys only
 ~ CausalSelfAttention: half of the heads take one hop, half the other
 + combine: or every other layer does
 + position_dims: a position may be embedded as a row and a column
@@ -158,10 +159,7 @@ if openai:
     if block_size > theirs.config.n_positions:
         parser.error(f"argument --block_size: at most {theirs.config.n_positions} for {init_from}")
 elif init_from not in ("resume", "scratch") and not Path(init_from).is_file():
-    parser.error(
-        f"argument --init_from: {init_from} is not resume, scratch, gpt2, gpt2-medium, gpt2-large, "
-        "gpt2-xl, a checkpoint, or a folder with a model of transformers"
-    )
+    parser.error(f"argument --init_from: {init_from} is no path, resume, scratch, gpt2-medium...")
 n_layer, n_head, n_embd = (a or b for a, b in zip((n_layer, n_head, n_embd), sizes[model]))
 
 # torchrun runs this script in world_size processes at a time; rank is the number of this one, and
@@ -361,12 +359,19 @@ if hellaswag and hellaswag_file.exists():
 # A context in which matrix products are done in half precision, numbers of 16 bits: twice as fast
 half = {"dtype": torch.bfloat16 if bfloat16 else torch.float16, "enabled": bfloat16 or float16}
 autocast = torch.autocast(device_type, **half)
-if device == "cpu" and bfloat16:  # unfused attention: 0.85 of the time of a step
-    torch.backends.cuda.enable_flash_sdp(False)  # whatever its name, it is for CPUs, too
-    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
 
 
-def attend(q, k, v, hop, dropout_p):
+def attention(q, k, v, p, seen=None):  # seen (T, S): which keys, instead of the past
+    """Causal attention, as in Head: q, k, v (B, nh, T, hs); or one new query, that sees all."""
+    T = q.shape[-2]
+    if T == 1 or device != "cpu" or not bfloat16:
+        return F.scaled_dot_product_attention(q, k, v, seen, p, is_causal=seen is None and T > 1)
+    mask = (torch.ones(T, T).tril() if seen is None else seen).log().bfloat16()  # 0 or -inf
+    weights = F.softmax(q * q.shape[-1] ** -0.5 @ k.mT + mask, dim=-1)  # 0.93 of a step's time
+    return F.dropout(weights, p) @ v
+
+
+def attend(q, k, v, hop, p):
     """Attention of every position i to the positions j with sees(hop, i, j) only.
 
     Few other scores are computed: positions that see each other are laid out as small dense blocks.
@@ -375,30 +380,27 @@ def attend(q, k, v, hop, dropout_p):
     B, nh, T, hs = q.shape
     if T < k.shape[2]:  # a step of sampling
         seen = sees(hop, k.shape[2] - 1, torch.arange(k.shape[2], device=k.device))
-        weights = (q @ k[:, :, seen].mT / math.sqrt(hs)).softmax(dim=-1)
-        return weights @ v[:, :, seen]
-    sdpa = functools.partial(F.scaled_dot_product_attention, dropout_p=dropout_p)
+        return (q @ k[:, :, seen].mT / math.sqrt(hs)).softmax(dim=-1) @ v[:, :, seen]
     # The matrix of positions; what fills its last row comes too late for any position to see it
     if T % stride:
         q, k, v = (F.pad(x, (0, 0, 0, -T % stride)) for x in (q, k, v))
     q, k, v = (x.reshape(B * nh, -1, stride, hs) for x in (q, k, v))
     i = torch.arange(q.shape[1] * stride, device=q.device).view(-1, stride)
     if pattern == "fixed" and hop == 1:  # every row for itself
-        y = sdpa(q, k, v, is_causal=True)
+        y = attention(q, k, v, p)
     elif pattern == "fixed":  # all positions on the last columns; the first see nothing
         q, k, v = (x.reshape(B, nh, -1, hs) for x in (q, k[:, :, -summary:], v[:, :, -summary:]))
         first = stride - summary
         mask = sees(2, i.view(-1, 1)[first:], i[:, -summary:].flatten())
-        y = F.pad(sdpa(q[:, :, first:], k, v, attn_mask=mask), (0, 0, first, 0))
+        y = F.pad(attention(q[:, :, first:], k, v, p, mask), (0, 0, first, 0))
     elif hop == 1:  # the first row for itself, all others on themselves and the row above
-        y = sdpa(q[:, :1], k[:, :1], v[:, :1], is_causal=True)
+        y = attention(q[:, :1], k[:, :1], v[:, :1], p)
         k, v = (torch.cat((x[:, :-1], x[:, 1:]), dim=2) for x in (k, v))
-        j = torch.arange(2 * stride, device=q.device)
-        mask = sees(1, j[stride:, None], j)  # the same for all of them
-        y = torch.cat((y, sdpa(q[:, 1:], k, v, attn_mask=mask)), dim=1)
+        j = torch.arange(2 * stride, device=q.device)  # they all see the same share of two rows
+        y = torch.cat((y, attention(q[:, 1:], k, v, p, sees(1, j[stride:, None], j))), dim=1)
     else:  # every column for itself
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        y = sdpa(q, k, v, is_causal=True).transpose(1, 2)
+        y = attention(q, k, v, p).transpose(1, 2)
     return y.reshape(B, nh, -1, hs)[:, :, :T]
 
 
@@ -423,7 +425,7 @@ class CausalSelfAttention(nn.Module):
             self.cache = [k, v]  # a single query may see them all
         p = dropout if self.training else 0.0
         if pattern == "dense":
-            y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=T > 1)  # as in Head
+            y = attention(q, k, v, p)
         else:
             shares = zip(self.hops, *(x.chunk(len(self.hops), dim=1) for x in (q, k, v)))
             y = torch.cat([attend(*qkv, hop, p) for hop, *qkv in shares], dim=1)
@@ -494,11 +496,10 @@ class GPT(nn.Module):
         """The logits (B, T, V): the scores of what may follow each of the token ids (B, T)."""
         past = self.h[0].attn.cache[0].shape[2] if self.h[0].attn.cache else 0
         positions = torch.arange(past, past + idx.shape[1], device=idx.device)
+        where = [positions]
         if position_dims == 2:
-            where = self.wpe(positions % stride) + self.wpe(stride + positions // stride)
-        else:
-            where = self.wpe(positions)
-        x = self.wte(idx) + where  # (B, T, C)
+            where = [positions % stride, stride + positions // stride]
+        x = self.wte(idx) + sum(self.wpe(i) for i in where)  # (B, T, C)
         x = self.drop(x)
         for block in self.h:
             x = block(x)
@@ -521,8 +522,7 @@ if optimizer not in ("muon", "adamw"):
 torch.manual_seed(seed)
 torch.set_float32_matmul_precision("high")  # where float32 is left on a GPU, use its fast form
 if device == "cpu" and sys.platform == "linux":
-    # Large tensors reuse memory, instead of having the system clear new pages in every step: 0.6 of
-    # the time of a step with GPT-2's vocabulary
+    # Reuse memory instead of having new pages cleared: 0.6 of a step with GPT-2's vocabulary
     for option, value in ((-4, 0), (-1, -1)):  # glibc's M_MMAP_MAX and M_TRIM_THRESHOLD
         ctypes.CDLL(None).mallopt(option, value)
 model = GPT().to(device)
@@ -693,11 +693,10 @@ def copy_weights(theirs, export):
 
 def export_weights(folder):
     """Write the model so that GPT2LMHeadModel.from_pretrained(folder) of transformers loads it."""
-    size = {"vocab_size": vocab_size, "n_layer": n_layer, "n_head": n_head, "n_embd": n_embd}
-    more = dict.fromkeys(("bos_token_id", "eos_token_id"), vocab_size - 1)
-    more |= {"activation_function": "gelu" if gelu == "none" else "gelu_new"}
-    theirs = transformers.GPT2Config(n_positions=block_size, **size, **more)
-    theirs = transformers.GPT2LMHeadModel(theirs)
+    size = {"vocab_size": vocab_size, "n_positions": block_size, "n_embd": n_embd, "n_head": n_head}
+    more = {"n_layer": n_layer, "activation_function": "gelu" if gelu == "none" else "gelu_new"}
+    more |= dict.fromkeys(("bos_token_id", "eos_token_id"), vocab_size - 1)
+    theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(**size, **more))
     copy_weights(theirs, export=True)
     theirs.save_pretrained(folder)
 
@@ -746,18 +745,17 @@ peaks = {  # 10^12 operations per second in half precision, dense, by the data s
     181: "L40",
     165: "GeForce RTX 4090, A30",
     150: "A40",
-    125: "A10, V100-SXM2-16GB, V100-SXM2-32GB",
+    125: "A10, Tesla V100-SXM2-16GB, Tesla V100-SXM2-32GB",
     121: "L4",
-    112: "V100-PCIE-16GB, V100-PCIE-32GB",
+    112: "Tesla V100-PCIE-16GB, Tesla V100-PCIE-32GB",
     71: "GeForce RTX 3090",
-    65: "T4",
+    65: "Tesla T4",
 }
-gpu = torch.cuda.get_device_name(device) if on_gpu else ""
-gpu = gpu.removeprefix("NVIDIA ").removeprefix("Tesla ")
+gpu = torch.cuda.get_device_name(device).removeprefix("NVIDIA ") if on_gpu else ""
 peak = next((tera for tera, names in peaks.items() if gpu in names.split(", ")), math.nan)
 peak *= world_size * 1e12
-# 6 per parameter (Kaplan et al. 2020, section 2.1) and 12 * T per channel and layer in attention,
-# though a position sees but T / 2 others on average: so twice the mean of both hops if sparse
+# 6 per parameter (Kaplan et al. 2020, section 2.1) and 12 * T per channel and layer in attention
+# (a position sees but T / 2 others on average: so twice the mean of both hops if sparse)
 rows = block_size / stride
 keys = {"dense": block_size, "strided": stride + rows / 2, "fixed": (stride + rows * summary) / 2}
 flops = total_batch_size * (6 * n_params + 12 * n_layer * n_embd * keys[pattern])  # of a step

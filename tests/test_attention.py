@@ -126,7 +126,7 @@ def test_order_matters(load, script, args):
         names["model"].wpe.weight.zero_()
         a = names["model"].logits(torch.tensor([[1, 2, 3]]))[0, -1]
         b = names["model"].logits(torch.tensor([[2, 1, 3]]))[0, -1]
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-2 if names.get("bfloat16") else 1e-6)
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-2 if names.get("bfloat16") else 1e-5)
 
 
 @pytest.mark.parametrize("script, args", MODELS)

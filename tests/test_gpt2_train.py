@@ -1048,7 +1048,7 @@ def test_memory_of_a_layer(gpt2, tokens, precision):
     kept, shape = [], "--n_embd=128 --n_head=2 --block_size=128 --total_batch_size=512".split()
     for n_layer in (1, 2):
         g = gpt2(*PRECISIONS[precision], *shape, f"--n_layer={n_layer}", "--batch_size=4")
-        torch.backends.cuda.enable_flash_sdp(True)
+        g["attention"] = lambda q, k, v, p: F.scaled_dot_product_attention(q, k, v, is_causal=True)
         storages = {}
 
         def pack(tensor):
@@ -1067,6 +1067,26 @@ def test_memory_of_a_layer(gpt2, tokens, precision):
         del loss
     per_channel = (kept[1] - kept[0]) / (4 * 128) / 128
     assert per_channel == pytest.approx(68 if precision == "float32" else 34, rel=0.15)
+
+
+@pytest.mark.parametrize("bfloat16", (False, True))  # True: attention is written out
+@pytest.mark.parametrize("T, S", [(1, 1), (1, 9), (9, 9)])
+def test_attention_against_the_formula(gpt2, tokens, bfloat16, T, S):
+    """Softmax over the past, in float64; the queries are the last T of S positions."""
+    g = gpt2(f"--bfloat16={bfloat16}")
+    torch.manual_seed(0)
+    q, k, v = qkv = [torch.randn(2, 3, n, 8).double().requires_grad_() for n in (T, S, S)]
+    weights = (q @ k.mT / math.sqrt(8)).exp() * torch.ones(T, S).tril(S - T)
+    theirs = weights / weights.sum(-1, keepdim=True) @ v
+    ours = g["attention"](q, k, v, 0.0)
+    out = torch.randn_like(ours)
+    gradients = [torch.autograd.grad(y, qkv, out) for y in (ours, theirs)]
+    for a, b in zip((ours, *gradients[0]), (theirs, *gradients[1])):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+    # Dropout takes weights out, and makes up for it
+    even = torch.zeros(500, 1, T, 8), torch.zeros(500, 1, S, 8), torch.ones(500, 1, S, 8)
+    kept = g["attention"](*even, 0.25)
+    assert kept.std() > 0.02 and kept.mean().item() == pytest.approx(1, rel=0.1)
 
 
 # ------------------------------------------------------------------------------------- Sampling

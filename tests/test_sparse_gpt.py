@@ -136,7 +136,11 @@ def test_sees_is_the_papers(script, attend, monkeypatch, pattern, T, stride, sum
 @pytest.mark.parametrize("T, stride, summary", SHAPES)
 @pytest.mark.parametrize("hop", (1, 2))
 @pytest.mark.parametrize("pattern", ("fixed", "strided"))
-def test_equals_masked_dense_attention(attend, pattern, hop, T, stride, summary):
+@pytest.mark.parametrize("bfloat16", (False, True))  # True: attention is written out
+def test_equals_masked_dense_attention(
+    script, attend, monkeypatch, bfloat16, pattern, hop, T, stride, summary
+):
+    monkeypatch.setitem(script["attend"].__globals__, "bfloat16", bfloat16)
     torch.manual_seed(0)
     q, k, v = qkv = [torch.randn(2, 3, T, 8).double().requires_grad_() for _ in range(3)]
     matrix = paper_matrix(T, pattern, hop, stride, summary)
@@ -175,10 +179,10 @@ def scores(attend, pattern, T, stride, summary, monkeypatch):
     count = largest = 0
     sdpa = F.scaled_dot_product_attention
 
-    def counting(q, k, v, **kwargs):
+    def counting(q, k, v, *args, **kwargs):
         nonlocal count
         count += q.shape[:-1].numel() * k.shape[-2]
-        return sdpa(q, k, v, **kwargs)
+        return sdpa(q, k, v, *args, **kwargs)
 
     class Sizes(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
