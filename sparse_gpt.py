@@ -72,7 +72,7 @@ batch_size = 0  # B: sequences that a process computes at a time; 0: what fits t
 block_size = 1024  # T: tokens in a sequence
 pattern = "fixed"  # who sees whom: "fixed" or "strided" (Child et al. 2019), or "dense": all
 stride = 32  # l: positions in a row of the matrix of positions; best near sqrt(T)
-summary = 4  # c: columns of it that all later rows see, where fixed
+summary = 8  # c: columns of it that all later rows see, where fixed
 combine = "heads"  # half of the heads take each hop, or "layers": every other layer does
 position_dims = 0  # embeddings of a position: 1, or 2: of its row and column; 0: 1 if dense, or 2
 show_pattern = False  # only draw what one position sees
@@ -108,7 +108,7 @@ top_k = 0  # sample from the k likeliest only; 0: from all
 if device == "cuda":  # the preset for a GPU
     data_dir, model, hellaswag = "data/fineweb_edu", "gpt2", True  # ten billion tokens of the web
     total_batch_size, block_size, max_iters = 524_288, 8192, 19_073
-    stride, summary = 128, 8
+    stride = 128
     learning_rate, adamw_share, warmup_iters, momentum, beta2 = 1.8e-3, 1.0, 256, 0.95, 0.95
     log_interval, eval_interval, num_samples, max_new_tokens = 1, 1000, 4, 100
 

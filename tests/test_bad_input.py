@@ -223,7 +223,7 @@ def arguments(script, args, tiny):
     few = ["--device=cpu", "--max_new_tokens=1", "--max_iters=3", "--eval_interval=1"]
     if any(arg.startswith("--device") for arg in args):
         few = few[1:]
-    sizes = {"gpt_char": tiny, "gpt2_train": SHARDS, "sparse_gpt": [*SHARDS, "--stride=4"]}
+    sizes = {"gpt_char": tiny, "gpt2_train": SHARDS, "sparse_gpt": [*SHARDS, "--stride=8"]}
     return [*few, *sizes.get(script, []), *args]
 
 
