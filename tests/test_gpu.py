@@ -204,7 +204,7 @@ MISPLACED = {  # the text that is replaced, by what, and arguments
     "sparse_gpt.py": [
         ("torch.arange(q.shape[1] * stride, device=q.device)", "torch.arange(q.shape[1] * stride)"),
         ("torch.arange(2 * stride, device=q.device)", "torch.arange(2 * stride)"),
-        ("mask = sees(1, j[stride:, None], j)", "mask = sees(1, j[stride:, None], j).long()"),
+        ("sees(1, j[stride:, None], j)", "sees(1, j[stride:, None], j).long()"),
         ("shares = zip(self.hops, *(x.", "shares = zip(self.hops, *(x.double()."),
     ],
 }
