@@ -356,7 +356,7 @@ def attention(q, k, v, p):
     if T == 1 or device != "cpu" or not bfloat16:
         return F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=T > 1)
     mask = torch.full((T, T), -torch.inf).triu(1)  # takes out what lies ahead
-    scores = (q * q.shape[-1] ** -0.5 @ k.mT).add_(mask.bfloat16())  # 0.94 of a step
+    scores = (q * q.shape[-1] ** -0.5 @ k.mT).add_(mask.bfloat16())  # 0.94 of a step's time
     return F.dropout(F.softmax(scores, dim=-1), p) @ v
 
 

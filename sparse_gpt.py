@@ -366,8 +366,8 @@ def attention(q, k, v, p, seen=None):  # seen (T, S): which keys, instead of the
     T = q.shape[-2]
     if T == 1 or device != "cpu" or not bfloat16:
         return F.scaled_dot_product_attention(q, k, v, seen, p, is_causal=seen is None and T > 1)
-    mask = torch.full((T, T), -torch.inf).triu(1) if seen is None else ~seen * -1e9
-    scores = (q * q.shape[-1] ** -0.5 @ k.mT).add_(mask.bfloat16())  # 0.94 of a step
+    mask = torch.full((T, T), -torch.inf).triu(1) if seen is None else ~seen * -1e9  # exp: 0
+    scores = (q * q.shape[-1] ** -0.5 @ k.mT).add_(mask.bfloat16())  # 0.94 of a step's time
     return F.dropout(F.softmax(scores, dim=-1), p) @ v
 
 
