@@ -380,7 +380,7 @@ def attend(q, k, v, hop, p):
     B, nh, T, hs = q.shape
     if T < k.shape[2]:  # a step of sampling
         seen = sees(hop, k.shape[2] - 1, torch.arange(k.shape[2], device=k.device))
-        return (q @ k[:, :, seen].mT / math.sqrt(hs)).softmax(dim=-1) @ v[:, :, seen]
+        return attention(q, k[:, :, seen], v[:, :, seen], p)
     # The matrix of positions; what fills its last row comes too late for any position to see it
     if T % stride:
         q, k, v = (F.pad(x, (0, 0, 0, -T % stride)) for x in (q, k, v))
