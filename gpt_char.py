@@ -1,56 +1,32 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch>=2.9", "numpy"]
+# dependencies = ["torch>=2.11", "numpy"]
 # ///
-"""Step 3 of 5: the Transformer, trained the way it is done today.
+"""Rung 3 of 5: the Transformer, trained with today's methods.
 
-Attention moves information between positions. Here each position also gets an MLP to work on it,
-attention and MLP make a block, and a stack of blocks is a GPT. Around the model comes what makes
-it learn fast, and what keeps a longer run safe. docs/gpt_char.md climbs from v2_attention.py to
-this file, one idea at a time.
+Attention lets positions exchange information; an MLP lets each of them work on what it
+received. The two make a block, and a stack of blocks is a GPT. The rest of the file
+makes it learn fast, and lets a long run be stopped and continued.
 
-    python gpt_char.py                        train, or go on where the last run was interrupted
-    python gpt_char.py --prompt="ROMEO:"      once trained, only sample (from the best checkpoint)
-    python gpt_char.py --init_from=scratch    forget the checkpoints of out_dir and train anew
+    python gpt_char.py                        train, or continue an interrupted run
+    python gpt_char.py --prompt="ROMEO:"      after training: only print a sample
+    python gpt_char.py --init_from=scratch    start over, and overwrite the checkpoints
 
-Expect a val loss of about 1.45 (v2_attention.py: 2.15) and text in the shape of a play after some
-four minutes on two cores, fifteen on older ones. A GPU gets a larger model: not measured yet.
-
-Diff against v2_attention.py
-+ CausalSelfAttention: all heads in one projection, PyTorch's fused attention
-- Head, MultiHeadAttention: are now inside of that
-+ MLP: works on each position by itself
-+ Block: attention and MLP with residual connections and LayerNorm
-+ GPT: a stack of blocks; tied weights, dropout, initialisation
-- AttentionLanguageModel: the model of one layer
-~ model: is the new class
-+ n_layer: number of blocks
-~ n_head, block_size: other sizes
-+ dropout: against learning by heart, for long runs of large models
-~ estimate_loss: switches dropout off
-~ get_batch: visits every part of the text once before it begins again
-~ batch_size, max_iters, eval_interval: a longer run, of smaller steps
-+ log_interval, start: a line of progress in between
-+ get_lr, warmup_iters: the learning rate goes up, then down to 0
-~ learning_rate: is now the peak, and Muon's; its steps may be longer
-+ grad_clip: against steps that are too long
-+ Muon, momentum, weight_decay, matrices: an optimizer for matrices
-+ others, adamw, adamw_share, beta1, beta2: AdamW for the rest
-~ optimizer: is now a name; the objects are in optimizers
-+ cpu, bfloat16, autocast: faster matrix products where the hardware has them
-~ device: must be known before the sizes
-+ save_checkpoint, load_checkpoint, shape: write and read all that training needs to go on
-+ out_dir, init_from, first_step, best_val_loss: where checkpoints are, and from which to start
-+ stop, before: Ctrl-C saves before it ends
-~ generate: without dropout
+Expect a val loss of about 1.45 (v2_attention.py: 2.15) and a play that resembles
+Shakespeare from a distance, after about four minutes on two cores. The chapter is
+docs/gpt_char.md.
 """
 
 import argparse
+import math
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -58,65 +34,87 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-# ------------------------------------------------------------------------------ Hyperparameters
-# Chosen here already, since the sizes go by it: a GPU if there is one and not --device=cpu
-device = "cuda" if torch.cuda.is_available() and "--device=cpu" not in "=".join(sys.argv) else "cpu"
-data_dir = "data/shakespeare"  # folder with input.txt, see prepare_shakespeare.py
-out_dir = "out/gpt_char"  # folder of the checkpoints best.pt and last.pt
-init_from = "resume"  # go on from out_dir/last.pt if it is there; "scratch": start anew
-seed = 1337  # decides the initial weights, the batches and the sample
-batch_size = 12  # B: sequences in a batch
-block_size = 128  # T: tokens in a sequence
-max_iters = 4000  # training steps; 0 only samples
-log_interval = 25  # steps from one line of progress to the next
-eval_interval = 500  # steps from one evaluation to the next
+# ---------------------------------------------------------------------------- Settings
+device = "cuda" if torch.cuda.is_available() else "cpu"  # "mps" on a Mac
+data_dir = "data/shakespeare"  # folder that contains input.txt
+out_dir = "out/gpt_char"  # folder for the checkpoints best.pt and last.pt
+init_from = "resume"  # from the checkpoints in out_dir, if any; "scratch": start over
+seed = 1337  # for the initial weights, the batches and the sample
+batch_size = 12  # B: sequences per batch
+block_size = 128  # T: tokens per sequence; a token is a character
+max_iters = 4000  # training steps; 0: no training, only a sample
+log_interval = 25  # steps between lines of progress
+eval_interval = 500  # steps between evaluations
 n_layer = 5  # blocks
-n_embd = 128  # C, the channels: how many numbers describe a position
-n_head = 2  # heads of attention, each of n_embd / n_head channels
-dropout = 0.0  # share of activations set to 0 while training
-optimizer = "muon"  # for the matrices inside the blocks; "adamw": for everything, as is usual
-learning_rate = 1.5e-2  # how far a step moves the weights, at most
-adamw_share = 0.15  # of the learning rate: for what Muon is not for
-warmup_iters = 5  # steps until the peak
-weight_decay = 0.1  # pulls the matrices inside the blocks towards 0
-momentum = 0.9  # of Muon: the share of the past in its mean gradient
-beta1 = 0.9  # of AdamW: the same
-beta2 = 0.99  # and in its mean squared gradient
-grad_clip = 1.0  # longest gradient, as a norm over all parameters
-cpu = getattr(torch.cpu, "get_capabilities", dict)()  # what the processor has
-bfloat16 = cpu.get("avx512_bf16", False) if device == "cpu" else torch.cuda.is_bf16_supported(False)
-prompt = ""  # what the sample begins with; empty: the first character of the text
-max_new_tokens = 500  # tokens to sample
-temperature = 0.8  # below 1: safer, above 1: wilder; 0: always the likeliest
-top_k = 0  # sample from the k likeliest only; 0: from all
-if device == "cuda":  # the preset for a GPU
-    batch_size, block_size, max_iters, learning_rate = 64, 256, 2400, 5e-3
-    n_layer, n_embd, n_head, dropout = 6, 384, 6, 0.2
+n_embd = 128  # C: channels, the numbers that describe a position
+n_head = 2  # attention heads, with n_embd / n_head channels each
+dropout = 0.0  # probability of zeroing an activation during training
+optimizer = "muon"  # Muon for the matrices of the blocks; "adamw": AdamW for all
+learning_rate = 1.5e-2  # peak learning rate
+adamw_share = 0.15  # AdamW's learning rate, as a fraction of Muon's
+warmup_iters = 5  # steps until the learning rate reaches its peak
+weight_decay = 0.1  # pulls the matrices of the blocks towards 0
+momentum = 0.9  # Muon: decay rate of the mean gradient
+beta1 = 0.9  # AdamW: decay rate of the mean gradient
+beta2 = 0.99  # AdamW: decay rate of the mean squared gradient
+grad_clip = 1.0  # maximum norm of the gradient
+# Half precision for matrix products, if the CPU has instructions for it
+bfloat16 = torch.cpu.get_capabilities().get("avx512_bf16", False)
+prompt = ""  # what the sample starts with; empty: the first character of the text
+max_new_tokens = 500  # length of the sample
+temperature = 0.8  # below 1: safer, above 1: wilder, 0: always the likeliest token
+top_k = 0  # sample from the k likeliest tokens only; 0: from all
 
-# --------------------------------------------------------------------------------- Command line
-getattr(sys.stdout, "reconfigure", dict)(errors="replace")  # "?" for what a console lacks
-config = {k: v for k, v in globals().items() if k[0] != "_" and type(v) in (bool, int, float, str)}
-parser = argparse.ArgumentParser(usage="%(prog)s [--name=value ...]", allow_abbrev=False)
-parser.description, parser.formatter_class = __doc__, argparse.RawTextHelpFormatter
-parser.register("type", bool, lambda word: bool(["False", "True"].index(word)))
-for name, value in config.items():
-    alone = {"nargs": "?", "const": True} if type(value) is bool else {}  # --name alone means True
-    parser.add_argument(f"--{name}", type=type(value), default=value, metavar=f"{value}", **alone)
-for name, value in vars(parser.parse_args()).items():  # zero: may it be 0?
-    zero = name.startswith(("max_", "seed", "warmup_")) or config[name] == 0 or type(value) is float
-    if type(value) in (int, float) and not (0 < value < 2**63 or value == 0 and zero):
-        parser.error(f"argument --{name}: must be {0 if zero else 1} or more, and below 2**63")
-    config[name] = globals()[name] = value  # sets the name above
+# Defaults that differ on a GPU
+gpu_preset = {
+    "batch_size": 64,
+    "block_size": 256,
+    "max_iters": 2400,
+    "n_layer": 6,
+    "n_embd": 384,
+    "n_head": 6,
+    "dropout": 0.2,
+    "learning_rate": 5e-3,
+    "bfloat16": torch.cuda.is_bf16_supported(including_emulation=False),
+}
+# Defaults that differ on a CPU without bfloat16
+slow_cpu_preset = {
+    "max_iters": 2700,
+    "n_layer": 4,
+    "n_embd": 96,
+}
 
-# ----------------------------------------------------------------------------------------- Data
+# ------------------------------------------------------------------------ Command line
+# Every setting is also a flag, for example --max_iters=2000 --seed=7 --no-bfloat16
+parser = argparse.ArgumentParser(
+    usage="%(prog)s [--name=value]", allow_abbrev=False, add_help=False
+)
+for name, value in list(globals().items()):
+    kind = type(value)
+    if kind is bool:
+        switch = argparse.BooleanOptionalAction  # accepts --name and --no-name
+        parser.add_argument(
+            f"--{name}", action=switch, default=value, help="%(default)r"
+        )
+    elif kind in (int, float, str) and not name.startswith("_"):
+        parser.add_argument(f"--{name}", type=kind, default=value, help="%(default)r")
+first_look, _ = parser.parse_known_args()  # the device decides which preset applies
+if "cuda" in first_look.device:
+    parser.set_defaults(**gpu_preset)
+elif not first_look.bfloat16:
+    parser.set_defaults(**slow_cpu_preset)
+parser.add_argument("--help", action="help")  # now that the defaults are final
+config = vars(parser.parse_args())
+globals().update(config)  # overwrites the settings
+
+# -------------------------------------------------------------------------------- Data
 input_file = Path(data_dir, "input.txt")
-if not input_file.exists() and data_dir == "data/shakespeare":
+if not input_file.exists() and data_dir == "data/shakespeare":  # the first time
     subprocess.run([sys.executable, Path(__file__).with_name("prepare_shakespeare.py")])
-try:
-    text = input_file.read_text(encoding="utf-8")
-except (OSError, UnicodeDecodeError) as error:
-    sys.exit(f"{input_file}: {error}; prepare_shakespeare.py --source=FILE --name=NAME makes one")
-chars = sorted(set(text))  # the vocabulary: every character that the text has
+if not input_file.exists():
+    sys.exit(f"{input_file} is missing; see python prepare_shakespeare.py --help")
+text = input_file.read_text(encoding="utf-8")
+chars = sorted(set(text))  # the vocabulary
 vocab_size = len(chars)  # V
 stoi = {c: i for i, c in enumerate(chars)}  # "string to integer"
 
@@ -127,56 +125,70 @@ def encode(s):
 
 
 def decode(ids):
-    """Turn a list of token ids back into the string."""
+    """Turn a list of token ids back into a string."""
     return "".join(chars[i] for i in ids)
 
 
-n = int(0.9 * len(text))  # the first 90% is to learn from, the rest, for validation, to judge by
-train_data, val_data = torch.tensor(encode(text[:n])), torch.tensor(encode(text[n:]))
+n = int(0.9 * len(text))  # the first 90% is for training, the rest for validation
+train_data = torch.tensor(encode(text[:n]))
+val_data = torch.tensor(encode(text[n:]))
 
 
 def get_batch(step):
-    """x, y (B, T) of a step; an epoch visits every window of T characters once, in random order."""
-    windows = len(train_data) // block_size - 1  # one less: room to cut elsewhere
-    epoch, k = divmod(step, max(1, windows // batch_size))
-    rng = np.random.default_rng((seed, epoch))
-    starts = rng.integers(block_size) + block_size * rng.permutation(windows)  # cut anew each time
-    starts = torch.from_numpy(starts[k * batch_size : (k + 1) * batch_size])
-    i = starts[:, None] + torch.arange(block_size)  # (B, T): T places from each start on
-    x, y = train_data[i], train_data[i + 1]
-    if "cuda" in device:  # pinned, they are copied to the GPU while it still computes
+    """Inputs x and targets y (B, T) of a step.
+
+    An epoch cuts the text into windows of T tokens and visits them in random order.
+    """
+    windows = len(train_data) // block_size - 1  # one fewer, as all are shifted
+    batches = max(1, windows // batch_size)  # per epoch
+    epoch, batch = divmod(step, batches)
+    rng = np.random.default_rng((seed, epoch))  # the same in all steps of an epoch
+    shift = rng.integers(block_size)  # each epoch cuts the text in other places
+    starts = shift + block_size * rng.permutation(windows)
+    starts = starts[batch * batch_size : (batch + 1) * batch_size]
+    x = torch.stack([train_data[i : i + block_size] for i in starts])
+    y = torch.stack([train_data[i + 1 : i + 1 + block_size] for i in starts])
+    if "cuda" in device:  # pinned memory: the GPU can copy it while it computes
         x, y = x.pin_memory(), y.pin_memory()
     return x.to(device, non_blocking=True), y.to(device, non_blocking=True)
 
 
-# ---------------------------------------------------------------------------------------- Model
-# A context in which matrix products are done in half precision, numbers of 16 bits: twice as fast
-autocast = torch.autocast("cuda" if "cuda" in device else "cpu", torch.bfloat16, enabled=bfloat16)
-if device == "cpu" and bfloat16:  # unfused attention: 0.85 of the time of a step
-    torch.backends.cuda.enable_flash_sdp(False)  # whatever its name, it is for CPUs, too
+# ------------------------------------------------------------------------------- Model
+# Inside autocast, matrix products are computed in half precision
+device_type = "cuda" if "cuda" in device else "cpu"
+autocast = torch.autocast(device_type, torch.bfloat16, enabled=bfloat16)
+if device == "cpu" and bfloat16:
+    # Then attention is faster as plain matrix products that add up in bfloat16. (These
+    # settings are for CPUs, too, in spite of their names)
+    torch.backends.cuda.enable_flash_sdp(False)
     torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
 
 
 class CausalSelfAttention(nn.Module):
-    """All heads of causal self-attention at once: the same function as MultiHeadAttention."""
+    """What MultiHeadAttention of rung 2 computes, for all heads at once."""
 
     def __init__(self):
         super().__init__()
-        self.c_attn = nn.Linear(n_embd, 3 * n_embd)  # query, key and value of all heads
+        self.c_attn = nn.Linear(n_embd, 3 * n_embd)  # query, key, value for all heads
         self.c_proj = nn.Linear(n_embd, n_embd)  # mixes what the heads found
 
     def forward(self, x):
         """x: (B, T, C). Returns (B, T, C)."""
         B, T, C = x.shape
-        # (B, T, 3C) taken apart into q, k, v: (B, nh, T, hs) each
-        q, k, v = self.c_attn(x).view(B, T, 3, n_head, C // n_head).permute(2, 0, 3, 1, 4)
+        hs = C // n_head  # channels per head
+        q, k, v = self.c_attn(x).split(C, dim=2)  # (B, T, C) each
+        q = q.view(B, T, n_head, hs).transpose(1, 2)  # (B, nh, T, hs)
+        k = k.view(B, T, n_head, hs).transpose(1, 2)
+        v = v.view(B, T, n_head, hs).transpose(1, 2)
         p = dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True)  # as in Head
-        return self.c_proj(y.transpose(1, 2).reshape(B, T, C))
+        # softmax(q k^T / sqrt(hs)) v, with the future hidden, as in Head of rung 2
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True)
+        y = y.transpose(1, 2).reshape(B, T, C)  # the heads side by side again
+        return self.c_proj(y)
 
 
 class MLP(nn.Module):
-    """Two linear layers, bent by GELU in between: each position works on what it has gathered."""
+    """Two linear layers and a nonlinearity in between, for each position separately."""
 
     def __init__(self):
         super().__init__()
@@ -189,11 +201,11 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer of the Transformer: positions talk (attention), then each thinks (MLP)."""
+    """One layer: positions communicate (attention), then each one computes (MLP)."""
 
     def __init__(self):
         super().__init__()
-        self.ln_1 = nn.LayerNorm(n_embd)  # of each position: mean 0, variance 1
+        self.ln_1 = nn.LayerNorm(n_embd)  # every position: mean 0, variance 1
         self.attn = CausalSelfAttention()
         self.ln_2 = nn.LayerNorm(n_embd)
         self.mlp = MLP()
@@ -201,7 +213,7 @@ class Block(nn.Module):
 
     def forward(self, x):
         """x: (B, T, C). Returns (B, T, C)."""
-        # Each part adds to x instead of replacing it, so gradients reach every layer undiminished
+        # Residual connections: adding to x keeps a direct path for the gradient
         x = x + self.drop(self.attn(self.ln_1(x)))
         x = x + self.drop(self.mlp(self.ln_2(x)))
         return x
@@ -212,202 +224,48 @@ class GPT(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.wte = nn.Embedding(vocab_size, n_embd)  # what the token is
+        self.wte = nn.Embedding(vocab_size, n_embd)  # which token it is
         self.wpe = nn.Embedding(block_size, n_embd)  # where it stands
         self.drop = nn.Dropout(dropout)
-        self.h = nn.ModuleList([Block() for _ in range(n_layer)])
+        self.h = nn.ModuleList([Block() for _ in range(n_layer)])  # GPT-2's name
         self.ln_f = nn.LayerNorm(n_embd)
         self.lm_head = nn.Linear(n_embd, vocab_size, bias=False)
-        self.lm_head.weight = self.wte.weight  # tied: one matrix reads and writes tokens
+        self.lm_head.weight = self.wte.weight  # tied: one matrix for both
         for name, p in self.named_parameters():
             if name.endswith(("bias", "c_proj.weight")):
-                nn.init.zeros_(p)  # at the start the blocks add nothing
+                nn.init.zeros_(p)  # at first, the blocks add nothing
             elif p.ndim == 2:
                 nn.init.normal_(p, std=0.02)
 
     @autocast
     def logits(self, idx):
-        """The logits (B, T, V): the scores of what may follow each of the token ids (B, T)."""
-        x = self.wte(idx) + self.wpe(torch.arange(idx.shape[1], device=idx.device))  # (B, T, C)
+        """idx: (B, T). Returns (B, T, V): for each token, logits of the next one."""
+        positions = torch.arange(idx.shape[1], device=idx.device)  # 0, 1, ..., T - 1
+        x = self.wte(idx) + self.wpe(positions)  # (B, T, C)
         x = self.drop(x)
         for block in self.h:
             x = block(x)
-        return self.lm_head(self.ln_f(x)).float()  # in 32 bits again
+        return self.lm_head(self.ln_f(x)).float()  # back to single precision
 
     def forward(self, x, y):
-        """How surprised the model is by y (B, T), given x (B, T): mean of -ln P(y), in nats."""
-        return F.cross_entropy(self.logits(x).flatten(0, 1), y.flatten())
+        """The loss: the mean of -ln P(y given x), in nats. x and y: (B, T)."""
+        logits = self.logits(x).flatten(0, 1)  # (B * T, V)
+        return F.cross_entropy(logits, y.flatten())
 
 
-if Path(out_dir).is_file():
-    parser.error(f"argument --out_dir: {out_dir} is a file; give the name of a folder")
-if n_embd % n_head != 0:
-    parser.error(f"argument --n_embd: must be a multiple of n_head, which is {n_head}")
-for name in ("dropout", "momentum", "beta1", "beta2"):
-    if config[name] >= 1:
-        parser.error(f"argument --{name}: must be below 1")
-if optimizer not in ("muon", "adamw"):
-    parser.error("argument --optimizer: must be muon or adamw")
-if init_from not in ("resume", "scratch"):
-    parser.error("argument --init_from: must be resume or scratch")
-if len(val_data) <= block_size:
-    parser.error(f"argument --block_size: too large for {input_file}, {len(text)} characters")
-if not set(prompt) <= set(chars):
-    parser.error(f"argument --prompt: {input_file} does not have {set(prompt) - set(chars)}")
-try:
-    torch.zeros(1, device=device).item()
-except Exception as error:  # this machine has no such device
-    parser.error(f"argument --device: {error}".splitlines()[0])
-torch.manual_seed(seed)
-model = GPT().to(device)
-n_params = sum(p.numel() for p in model.parameters())
-print(f"{n_params:,} parameters, {vocab_size} different tokens, device {device}")
-
-
-# ----------------------------------------------------------------------------------- Evaluation
-@torch.no_grad()  # computes no gradients: nothing is learned here
-def estimate_loss():
-    """The mean loss over the validation data, cut into neighbouring windows of T characters."""
-    model.eval()  # no dropout
-    n = (len(val_data) - 1) // block_size * block_size  # whole windows; y needs one token more
-    x, y = (val_data[i : n + i].to(device).view(-1, block_size) for i in (0, 1))  # y: 1 ahead
-    batches = zip(x.split(batch_size), y.split(batch_size))
-    total = sum(model(xb, yb).item() * len(xb) for xb, yb in batches)
-    model.train()
-    return total / len(x)
-
-
-# ------------------------------------------------------------------------------------ Optimizer
-class Muon(torch.optim.Optimizer):
-    """Moves a matrix by its mean gradient (Nesterov's), whose singular values are first made 1.
-
-    So it learns equally fast in all directions (Jordan et al. 2024). A step is as large as one of
-    AdamW usually is (Liu et al. 2025, equation 4). Matrices are taken in pieces of n_embd rows (of
-    c_attn: query, key, value), none higher than wide; those of a group are computed as one batch.
-    """
-
-    @torch.no_grad()
-    def step(self):
-        for group in self.param_groups:
-            pieces = [p.grad.unflatten(0, (-1, n_embd)) for p in group["params"]]
-            x = torch.cat(pieces)  # (pieces of all matrices, n_embd, columns)
-            state = self.state[group["params"][0]]
-            state["mean"] = state["mean"].lerp_(x, 1 - momentum) if state else x * (1 - momentum)
-            x = x.lerp_(state["mean"], momentum).to(torch.bfloat16 if bfloat16 else torch.float32)
-            x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)  # no singular value is above 1 now
-            for _ in range(5):  # Newton and Schulz: a polynomial that brings all near 1
-                a = x @ x.mT
-                b = torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315)  # -4.7750 a + 2.0315 a @ a
-                x = torch.baddbmm(x, b, x, beta=3.4445)
-            for p, update in zip(group["params"], x.split([len(piece) for piece in pieces])):
-                p.mul_(1 - group["lr"] * weight_decay)
-                p.sub_(update.flatten(0, 1), alpha=group["lr"] * 0.2 * p.shape[1] ** 0.5)
-
-
-# Muon is made for the matrices inside the blocks; AdamW takes the embeddings, norms and biases.
-# AdamW is gradient descent that scales learning_rate for every weight by itself
-matrices = [p for p in model.h.parameters() if p.ndim == 2]
-others = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
-adamw = {"betas": (beta1, beta2), "fused": True}  # fused: all weights in one go
-if optimizer == "muon":  # {}: without defaults, since each step sets "lr"
-    groups = [{"params": [p for p in matrices if p.shape[1] == n]} for n in (n_embd, 4 * n_embd)]
-    optimizers = [Muon(groups, {}), torch.optim.AdamW(others, weight_decay=0, **adamw)]
-else:
-    groups = [{"params": matrices}, {"params": others, "weight_decay": 0}]
-    optimizers = [torch.optim.AdamW(groups, weight_decay=weight_decay, **adamw)]
-
-
-def get_lr(step):
-    """The learning rate of a step: up to learning_rate in warmup_iters steps, then down to 0."""
-    if step < warmup_iters:
-        return learning_rate * (step + 1) / warmup_iters
-    return learning_rate * (max_iters - step) / (max_iters - warmup_iters)
-
-
-# ---------------------------------------------------------------------------------- Checkpoints
-shape = [n_layer, n_head, n_embd, block_size, optimizer, "".join(chars)]  # must agree
-
-
-def save_checkpoint(names, step, best_val_loss):
-    """Write all that training needs to go on from here; a file appears complete or not at all."""
-    checkpoint = {"shape": shape, "step": step, "best_val_loss": best_val_loss}
-    checkpoint["model"] = model.state_dict()
-    checkpoint["optimizers"] = [opt.state_dict() for opt in optimizers]
-    Path(out_dir).mkdir(parents=True, exist_ok=True)
-    for name in names:
-        with open(Path(out_dir, name).with_suffix(".tmp"), "wb") as f:
-            torch.save(checkpoint, f)
-        os.replace(f.name, Path(out_dir, name))
-
-
-def load_checkpoint(path):
-    """Make model and optimizers what they were at save_checkpoint; returns step, best_val_loss."""
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        if checkpoint["shape"] != shape:
-            raise ValueError(f"its model is {checkpoint['shape']}, not {shape}")
-        model.load_state_dict(checkpoint["model"])
-        for opt, state in zip(optimizers, checkpoint["optimizers"], strict=True):
-            opt.load_state_dict(state)
-        return checkpoint["step"], checkpoint["best_val_loss"]
-    except Exception as error:  # whatever a damaged or foreign file leads to
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        sys.exit(f"{path}: {reason}; --init_from=scratch starts anew, --out_dir=... elsewhere")
-
-
-first_step, best_val_loss = 0, torch.inf
-if init_from == "resume" and Path(out_dir, "last.pt").exists():
-    first_step, best_val_loss = load_checkpoint(Path(out_dir, "last.pt"))
-    print(f"{out_dir}/last.pt: going on from step {first_step}")
-
-# -------------------------------------------------------------------------------- Training loop
-stop = []  # Ctrl-C puts something in: then the step is finished and saved
-before = signal.signal(signal.SIGINT, lambda *_: stop.append("now"))
-start = time.perf_counter()
-for step in range(first_step, max_iters):
-    torch.manual_seed(hash((seed, step)))  # so dropout depends on the step alone
-    x, y = get_batch(step)
-    loss = model(x, y)
-    model.zero_grad()  # or gradients would add up
-    loss.backward()  # the gradient: how the loss changes with each weight
-    nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
-    for opt in optimizers:
-        for group in opt.param_groups:
-            group["lr"] = get_lr(step) * (1.0 if opt is optimizers[0] else adamw_share)
-        opt.step()
-    if step % log_interval == 0:
-        seconds = (time.perf_counter() - start) / (step + 1 - first_step)  # of a step
-        left = f"{1000 * seconds:.0f} ms | {seconds * (max_iters - step) / 60:.1f} min left"
-        print(f"step {step:5d}/{max_iters} | loss {loss:.4f} | {left}", flush=True)
-    done = step + 1
-    if done % eval_interval == 0 or done == max_iters:
-        val_loss = estimate_loss()
-        print(f"step {done:5d}/{max_iters} | val loss {val_loss:.4f}", flush=True)
-        if not val_loss < torch.inf:
-            sys.exit("That is no number; try a lower --learning_rate")
-        names = ["best.pt", "last.pt"] if val_loss < best_val_loss else ["last.pt"]
-        best_val_loss = min(best_val_loss, val_loss)
-        save_checkpoint(names, done, best_val_loss)
-    if stop:
-        save_checkpoint(["last.pt"], done, best_val_loss)
-        print(f"stopped, saved in {out_dir}: the same command goes on from there")
-        sys.exit(130)  # as programs do that Ctrl-C has ended
-signal.signal(signal.SIGINT, before)  # from here on Ctrl-C ends at once again
-
-
-# ------------------------------------------------------------------------------------- Sampling
-@torch.no_grad()
+# ---------------------------------------------------------------------------- Sampling
+@torch.no_grad()  # nothing is learned here, so no gradients are needed
 def generate(idx, max_new_tokens, temperature=1.0, top_k=0):
-    """Continue the sequences idx (B, T) by sampling: returns (B, T + max_new_tokens)."""
-    model.eval()
+    """Continue the sequences idx (B, T). Returns (B, T + max_new_tokens)."""
+    model.eval()  # no dropout
     for _ in range(max_new_tokens):
-        logits = model.logits(idx[:, -block_size:])  # no position beyond block_size is known
-        logits = logits[:, -1]  # the scores of what follows the last token, (B, V)
+        logits = model.logits(idx[:, -block_size:])  # (B, T, V), T at most block_size
+        logits = logits[:, -1]  # (B, V): what follows the last token
         if top_k > 0:
-            kth = logits.topk(min(top_k, vocab_size)).values[:, -1:]  # (B, 1)
+            kth = logits.topk(min(top_k, vocab_size)).values[:, -1:]  # the k-th largest
             logits[logits < kth] = -torch.inf
         if temperature > 0:
-            probs = F.softmax(logits / temperature, dim=-1)  # scores to probabilities
+            probs = F.softmax(logits / temperature, dim=-1)
             idx_next = torch.multinomial(probs, num_samples=1)  # (B, 1)
         else:
             idx_next = logits.argmax(dim=-1, keepdim=True)
@@ -416,10 +274,270 @@ def generate(idx, max_new_tokens, temperature=1.0, top_k=0):
     return idx
 
 
-if best_val_loss < torch.inf:  # there is a checkpoint of this model
-    load_checkpoint(Path(out_dir, "best.pt"))
+def sample(max_new_tokens):
+    """The prompt, and max_new_tokens tokens that the model adds, as a string."""
+    torch.manual_seed(seed)  # the same random numbers every time
+    idx = torch.tensor([encode(prompt or text[0])], device=device)  # (1, T)
+    return decode(generate(idx, max_new_tokens, temperature, top_k)[0].tolist())
+
+
+# -------------------------------------------------------------------------- Evaluation
+@torch.no_grad()
+def estimate_loss():
+    """Mean loss over the validation data, cut into windows of T tokens."""
+    model.eval()  # no dropout
+    n = (len(val_data) - 1) // block_size * block_size  # whole windows; y needs 1 more
+    x = val_data[:n].view(-1, block_size)
+    y = val_data[1 : n + 1].view(-1, block_size)
+    total = 0.0
+    for xb, yb in zip(x.split(batch_size), y.split(batch_size)):
+        loss = model(xb.to(device), yb.to(device)).item()
+        total += loss * len(xb)  # the last batch can be smaller
+    model.train()
+    return total / len(x)
+
+
+# ------------------------------------------------------------------------------ Checks
+for name in "batch_size log_interval eval_interval n_layer n_embd n_head".split():
+    if config[name] < 1:
+        parser.error(f"--{name}={config[name]} must be at least 1")
+for name in "max_iters warmup_iters max_new_tokens top_k seed".split():
+    if config[name] < 0:
+        parser.error(f"--{name}={config[name]} must be at least 0")
+for name in "learning_rate adamw_share weight_decay grad_clip".split():
+    if not 0 <= config[name] < math.inf:
+        parser.error(f"--{name}={config[name]} must be a finite number, 0 or more")
+for name in "dropout momentum beta1 beta2".split():
+    if not 0 <= config[name] < 1:
+        parser.error(f"--{name}={config[name]} must be at least 0 and less than 1")
+if optimizer not in ("muon", "adamw"):
+    parser.error(f"--optimizer={optimizer} must be muon or adamw")
+if init_from not in ("resume", "scratch"):
+    parser.error(f"--init_from={init_from} must be resume or scratch")
+if n_embd % n_head != 0:
+    parser.error(f"--n_embd={n_embd} must be divisible by --n_head={n_head}")
+if not 0 < block_size < len(val_data):
+    parser.error(f"--block_size must be from 1 to {len(val_data) - 1} for {input_file}")
+if not set(prompt) <= set(chars):
+    parser.error(f"--prompt contains a character that {input_file} does not contain")
+if temperature != 0 and not 0.01 <= temperature <= 100:  # logits could overflow
+    parser.error(f"--temperature={temperature} must be 0, or between 0.01 and 100")
+try:
+    torch.zeros(1, device=device).item()
+except Exception as error:  # PyTorch has many ways to say that there is no such device
+    parser.error(f"--device={device}: {error}".split("\n")[0])
+try:  # find out now, not at the first checkpoint
+    if max_iters > 0:
+        Path(out_dir).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out_dir) as f:
+            f.write(b"x")
+except OSError as error:
+    parser.error(f"--out_dir={out_dir} is not writable: {error.strerror}")
+
+# ------------------------------------------------------------------------------- Start
+if hasattr(sys.stdout, "reconfigure"):  # a notebook's has no such method
+    sys.stdout.reconfigure(errors="replace")  # print "?" for what a console cannot show
 torch.manual_seed(seed)
-idx = torch.tensor([encode(prompt or text[0])], device=device)  # (1, T)
-sample = decode(generate(idx, max_new_tokens, temperature, top_k)[0].tolist())
-print("-" * 80, sample, "-" * 80, sep="\n")
-print(f"final val loss {estimate_loss():.4f}")
+model = GPT().to(device)
+n_params = sum(p.numel() for p in model.parameters())
+print(f"{n_params:,} parameters, {vocab_size} different tokens, device {device}")
+
+
+# --------------------------------------------------------------------------- Optimizer
+class Muon(torch.optim.Optimizer):
+    """Gradient descent with momentum, for matrices (Jordan et al. 2024).
+
+    In a plain update, a few directions dominate. Here all its singular values, which
+    say how far it moves the matrix in each direction, are set to about 1. Matrices are
+    cut into pieces of n_embd rows: c_attn, for example, into query, key and value.
+    """
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            grads = [p.grad.unflatten(0, (-1, n_embd)) for p in group["params"]]
+            x = torch.cat(grads)  # (pieces of all matrices, n_embd, columns)
+            state = self.state[group["params"][0]]  # one for the whole group
+            if "mean" not in state:
+                state["mean"] = torch.zeros_like(x)
+            mean = state["mean"].lerp_(x, 1 - momentum)  # a running mean of x
+            x = x.lerp_(mean, momentum)  # Nesterov: the new x counts once more
+            x = x.to(torch.bfloat16 if bfloat16 else torch.float32)
+            # Divided by its norm, x has singular values of at most 1. Five rounds of
+            # Newton-Schulz, a polynomial of x, then bring them all close to 1.
+            # baddbmm(c, a, b) is beta * c + alpha * a @ b
+            x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+            for _ in range(5):
+                a = x @ x.mT
+                b = torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315)
+                x = torch.baddbmm(x, b, x, beta=3.4445)
+            updates = x.split([len(grad) for grad in grads])
+            for p, update in zip(group["params"], updates):
+                p.mul_(1 - group["lr"] * weight_decay)
+                # Makes an update as large as AdamW's (Liu et al. 2025, equation 4)
+                step_size = group["lr"] * 0.2 * p.shape[1] ** 0.5
+                p.sub_(update.flatten(0, 1), alpha=step_size)
+
+
+# Muon takes the matrices of the blocks, AdamW takes embeddings, biases and LayerNorms
+# AdamW is gradient descent with a separate step size for each weight
+matrices = []
+others = []
+for name, p in model.named_parameters():
+    if name.startswith("h.") and p.ndim == 2:
+        matrices.append(p)
+    else:
+        others.append(p)
+# In each step, a group's learning rate will be get_lr(step) * lr_scale
+if optimizer == "muon":
+    # Muon stacks the matrices of a group, so they need the same number of columns
+    narrow = {"params": [p for p in matrices if p.shape[1] == n_embd], "lr_scale": 1.0}
+    wide = {"params": [p for p in matrices if p.shape[1] != n_embd], "lr_scale": 1.0}
+    rest = {"params": others, "lr_scale": adamw_share, "weight_decay": 0.0}
+    adamw = torch.optim.AdamW([rest], betas=(beta1, beta2), fused=True)
+    optimizers = [Muon([narrow, wide], defaults={}), adamw]
+else:
+    decayed = {"params": matrices, "lr_scale": 1.0, "weight_decay": weight_decay}
+    rest = {"params": others, "lr_scale": 1.0, "weight_decay": 0.0}
+    adamw = torch.optim.AdamW([decayed, rest], betas=(beta1, beta2), fused=True)
+    optimizers = [adamw]
+
+
+def get_lr(step):
+    """The learning rate for a step: linear warm-up to the peak, linear decay to 0."""
+    if step < warmup_iters:
+        return learning_rate * (step + 1) / warmup_iters
+    return learning_rate * (max_iters - step) / (max_iters - warmup_iters)
+
+
+# ------------------------------------------------------------------------- Checkpoints
+# Only a run that agrees on all of this can continue from a checkpoint
+identity = {
+    "n_layer": n_layer,
+    "n_head": n_head,
+    "n_embd": n_embd,
+    "block_size": block_size,
+    "optimizer": optimizer,
+    "data": zlib.crc32(text.encode()),  # a fingerprint of the text
+}
+
+
+def save_checkpoint(name, step):
+    """Save all that is needed to continue, and never leave a half-written file."""
+    checkpoint = {"identity": identity, "step": step, "best_val_loss": best_val_loss}
+    checkpoint["model"] = model.state_dict()
+    checkpoint["optimizers"] = [opt.state_dict() for opt in optimizers]
+    try:
+        with tempfile.TemporaryDirectory(dir=out_dir) as folder:  # for this run only
+            unfinished = Path(folder, name).with_suffix(".tmp")
+            with open(unfinished, "wb") as f:
+                torch.save(checkpoint, f)
+            os.replace(unfinished, Path(out_dir, name))  # all at once
+    except (OSError, RuntimeError) as error:  # the disk is full, for example
+        sys.exit(f"{out_dir}/{name} could not be written: {error}")
+
+
+def load_checkpoint(name):
+    """Restore model and optimizers. Returns the step and the best val loss so far."""
+    path = Path(out_dir, name)
+    try:
+        if zipfile.ZipFile(path).testzip() is not None:  # torch.save writes zip files
+            raise ValueError("the file is damaged (wrong checksum)")
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        for key, value in identity.items():
+            found = checkpoint["identity"][key]
+            if found != value:
+                raise ValueError(f"saved by a run with {key}={found}, not {value}")
+        model.load_state_dict(checkpoint["model"])
+        for opt, state in zip(optimizers, checkpoint["optimizers"]):
+            groups = opt.state_dict()["param_groups"]  # with the settings of this run
+            opt.load_state_dict({"state": state["state"], "param_groups": groups})
+        return checkpoint["step"], checkpoint["best_val_loss"]
+    except Exception as error:  # a damaged file can raise almost anything
+        reason = f"{type(error).__name__}: {error}".split("\n")[0].split(". ")[0]
+        sys.exit(f"{path}: {reason}; give another --out_dir")
+
+
+def evaluate_and_save(step):
+    """Print the val loss and a sample. Save last.pt, and best.pt if it is the best."""
+    global best_val_loss
+    val_loss = estimate_loss()
+    print(f"step {step:5d}/{max_iters} | val loss {val_loss:.4f}", flush=True)
+    if not math.isfinite(val_loss):
+        sys.exit("the val loss is not a number; try a lower --learning_rate")
+    print(sample(80), flush=True)
+    if val_loss < best_val_loss:
+        best_val_loss = val_loss
+        save_checkpoint("best.pt", step)
+    save_checkpoint("last.pt", step)
+
+
+def print_progress(done, loss):
+    """Print the loss, the time per step, and how long the rest will take."""
+    seconds = (time.perf_counter() - start) / (done - first_step)
+    minutes = seconds * (max_iters - done) / 60
+    speed = f"{1000 * seconds:.0f} ms | {minutes:.1f} min left"
+    print(f"step {done:5d}/{max_iters} | loss {loss:.4f} | {speed}", flush=True)
+
+
+def request_stop(signum, frame):
+    """On Ctrl-C, finish the step and save. A second Ctrl-C ends the program at once."""
+    global stop_requested
+    stop_requested = True
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # from now on it ends the program
+
+
+# ---------------------------------------------------------------------------- Training
+first_step = 0
+best_val_loss = math.inf
+if init_from == "resume":
+    for name in ["last.pt", "best.pt"]:  # best.pt only if there is no last.pt
+        if Path(out_dir, name).exists():
+            first_step, best_val_loss = load_checkpoint(name)
+            print(f"{out_dir}/{name}: continuing from step {first_step}")
+            break
+
+stop_requested = False
+handlers = {}  # the signal handlers from before
+for signum in [signal.SIGINT, signal.SIGTERM]:
+    handlers[signum] = signal.signal(signum, request_stop)
+start = time.perf_counter()
+for step in range(first_step, max_iters):
+    torch.manual_seed(hash((seed, step)))  # so dropout repeats on resume
+    x, y = get_batch(step)
+    loss = model(x, y)
+    model.zero_grad()  # otherwise the new gradients would be added
+    loss.backward()  # computes the gradient: how the loss changes with each weight
+    nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
+    for opt in optimizers:
+        for group in opt.param_groups:
+            group["lr"] = get_lr(step) * group["lr_scale"]
+        opt.step()
+    done = step + 1
+    if done % log_interval == 0 or done == first_step + 10:
+        print_progress(done, loss)
+    if done % eval_interval == 0 or done == max_iters:
+        evaluate_and_save(done)
+    if stop_requested:
+        save_checkpoint("last.pt", done)
+        hint = "run the same command again to continue"
+        if init_from == "scratch":
+            hint = "to continue, add --init_from=resume to the command"
+        print(f"saved in {out_dir}; {hint}")
+        sys.exit(130)  # the conventional exit code after Ctrl-C
+for signum, handler in handlers.items():
+    signal.signal(signum, handler)
+
+# ------------------------------------------------------------------------------ Result
+if best_val_loss < math.inf:
+    load_checkpoint("best.pt")
+elif first_step == 0:
+    print("this model is untrained")
+val_loss = estimate_loss()
+if not math.isfinite(val_loss):
+    sys.exit("the val loss is not a number; try a lower --learning_rate")
+try:
+    print("-" * 80, sample(max_new_tokens), "-" * 80, sep="\n")
+except KeyboardInterrupt:
+    sys.exit(130)
+print(f"final val loss {val_loss:.4f}")
