@@ -1,56 +1,40 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch>=2.9", "numpy", "tiktoken"]
+# dependencies = ["torch>=2.11", "numpy", "tiktoken"]
 # ///
-"""Step 5 of 5: sparse attention, for contexts whose square is too much.
+"""Rung 5 of 5: sparse attention, for long contexts.
 
-With T positions, dense attention computes T * T scores. But it is enough that every earlier
-position can be reached in two hops: read the positions as a matrix with rows of about sqrt(T), and
-let half of the heads look along the rows, half along the columns (Child et al. 2019). The rest is
-GPT-2's. docs/sparse_gpt.md climbs to this file, one idea at a time.
+Dense attention computes T * T scores. But every earlier position can also be reached in
+two hops: write the positions into a matrix with rows of about sqrt(T), and let half of
+the heads look along the rows, the others along the columns (Child et al. 2019).
 
-    python sparse_gpt.py                              on a laptop: 1024 bytes of Shakespeare
-    torchrun --nproc_per_node=8 sparse_gpt.py         on 8 GPUs: FineWeb-Edu, 8192 tokens at a time
-    python sparse_gpt.py --pattern=strided --combine=layers --out_dir=out/strided
-    python sparse_gpt.py --pattern=dense --out_dir=out/dense      to compare: as gpt2_train.py
+    python sparse_gpt.py                         on a laptop: 1024 bytes of Shakespeare
+    torchrun --nproc_per_node=8 sparse_gpt.py    on 8 GPUs: 8192 tokens of FineWeb-Edu
+    python sparse_gpt.py --pattern=dense --out_dir=out/dense          to compare
     python sparse_gpt.py --show_pattern --block_size=256 --stride=16 --summary=2
 
-Expect on two cores a val loss of about 1.47 after some four minutes. On GPUs its speed and
-loss are not measured yet.
-
-Diff against gpt2_train.py
-+ pattern, stride, summary, choices: which of the earlier positions are seen
-+ sees: the definition of the patterns
-+ show_pattern: a drawing of the pattern
-+ attend: attention that computes little else
-~ attention: of given keys only
-~ CausalSelfAttention: half of the heads take one hop, half the other
-+ combine: or every other layer does
-+ position_dims: a position may be embedded as a row and a column
-~ GPT: embeds them so; tells each layer its hops
-+ rows, keys: how many keys count for a query
-~ flops: goes by them
-~ block_size, total_batch_size, max_iters: 8 times the context, in fewer and larger steps
-~ out_dir: a folder of its own
+Expect a val loss of about 1.47 after some four minutes on two cores. The chapter is
+docs/sparse_gpt.md.
 """
 
 import argparse
+import contextlib
 import ctypes
-import errno
 import functools
+import importlib.util
 import json
 import math
 import os
-import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
+import zlib
 from datetime import timedelta
 from pathlib import Path
 
-import filelock
 import numpy as np
 import tiktoken
 import torch
@@ -59,147 +43,148 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-# ------------------------------------------------------------------------------ Hyperparameters
-# Chosen here already, since the sizes go by it: a GPU if there is one and not --device=cpu
-device = "cuda" if torch.cuda.is_available() and "--device=cpu" not in "=".join(sys.argv) else "cpu"
-data_dir = "data/shakespeare/bytes"  # folder with shards: files of tokens
-out_dir = "out/sparse_gpt"  # folder of the checkpoints and of log.csv
-export_dir = ""  # if given, the model is written there in the format of HuggingFace's transformers
-init_from = "resume"  # or "scratch", or OpenAI's weights: "gpt2", "gpt2-medium", ...
-seed = 1337  # decides the initial weights, the batches and the sample
-total_batch_size = 4096  # tokens in a step of all processes
-batch_size = 0  # B: sequences that a process computes at a time; 0: what fits the memory
-block_size = 1024  # T: tokens in a sequence
-pattern = "fixed"  # who sees whom: "fixed" or "strided" (Child et al. 2019), or "dense": all
-stride = 32  # l: positions in a row of the matrix of positions; best near sqrt(T)
-summary = 8  # c: columns of it that all later rows see, where fixed
-combine = "heads"  # half of the heads take each hop, or "layers": every other layer does
-position_dims = 0  # embeddings of a position: 1, or 2: of its row and column; 0: 1 if dense, or 2
+# ---------------------------------------------------------------------------- Settings
+device = "cuda" if torch.cuda.is_available() else "cpu"  # "mps" on a Mac
+data_dir = "data/shakespeare/bytes"  # folder of shards, which are files of tokens
+out_dir = "out/sparse_gpt"  # folder for the checkpoints and log.csv
+export_dir = ""  # if given, export the model there for HuggingFace's transformers
+# Where to start: "resume" (the checkpoints in out_dir, if any), "scratch", the file
+# of a checkpoint, or a model of HuggingFace's transformers ("gpt2", ..., or a folder)
+init_from = "resume"
+seed = 1337  # for the initial weights, the batches and the sample
+total_batch_size = 4096  # tokens per training step, over all processes
+batch_size = 0  # B: sequences a process computes at a time; 0: as many as fit in memory
+block_size = 1024  # T: tokens per sequence
+pattern = "fixed"  # who sees whom: "fixed" or "strided" (Child et al. 2019), or "dense"
+stride = 32  # l: positions in a row of the matrix of positions
+summary = 8  # c: columns at the end of a row that all later rows see, if fixed
+combine = "heads"  # half of the heads take each hop; or "layers": every other layer
+position_dims = 2  # embed a position as a row and a column; or 1: as a number
 show_pattern = False  # only draw what one position sees
-max_iters = 2000  # training steps; 0 only samples
-log_interval = 25  # steps from one line of progress to the next
-eval_interval = 500  # steps from one evaluation to the next
-eval_tokens = 10_485_760  # tokens of validation data in an evaluation
-hellaswag = False  # evaluate on HellaSwag, too, if data/hellaswag is there
-keep_every = 5000  # steps from one checkpoint that is kept to the next, in whole eval_intervals
-model = "char"  # a name in sizes, below
-n_layer = 0  # blocks; 0: as model says
-n_embd = 0  # C, the channels: how many numbers describe a position; 0: as model says
-n_head = 0  # heads of attention, each of n_embd / n_head channels; 0: as model says
-dropout = 0.0  # share of activations set to 0 while training
-optimizer = "muon"  # for the matrices inside the blocks; "adamw": for everything, as is usual
-learning_rate = 1.5e-2  # how far a step moves the weights, at most
-adamw_share = 0.15  # of the learning rate: for what Muon is not for
-warmup_iters = 5  # steps until the peak
-weight_decay = 0.1  # pulls the matrices inside the blocks towards 0
-momentum = 0.9  # of Muon: the share of the past in its mean gradient
-beta1 = 0.9  # of AdamW: the same
-beta2 = 0.99  # and in its mean squared gradient
-grad_clip = 1.0  # longest gradient, as a norm over all parameters
-cpu = getattr(torch.cpu, "get_capabilities", dict)()  # what the processor has
-bfloat16 = cpu.get("avx512_bf16", False) if device == "cpu" else torch.cuda.is_bf16_supported(False)
-float16 = device == "cuda" and not bfloat16  # the half precision of older GPUs
-compile = device == "cuda"  # let torch.compile fuse small kernels into large ones
-prompt = ""  # what the samples begin with; empty: as if a new document began
+max_iters = 2000  # training steps; 0: no training, only a sample
+log_interval = 25  # steps between lines of progress
+eval_interval = 500  # steps between evaluations
+eval_tokens = 10_485_760  # tokens of validation data per evaluation, at most
+hellaswag = False  # also evaluate on HellaSwag, if data/hellaswag is there
+keep_every = 5000  # steps between permanent checkpoints; a multiple of eval_interval
+model_size = "char"  # a row of the table sizes, below, which overrides what follows
+n_layer = 5  # blocks
+n_embd = 128  # C: channels, the numbers that describe a position
+n_head = 2  # attention heads, with n_embd / n_head channels each
+gelu = "none"  # "tanh": the approximation that GPT-2 was trained with
+dropout = 0.0  # probability of zeroing an activation during training
+optimizer = "muon"  # Muon for the matrices of the blocks; "adamw": AdamW for all
+learning_rate = 1.5e-2  # peak learning rate
+adamw_share = 0.15  # AdamW's learning rate, as a fraction of Muon's
+warmup_iters = 5  # steps until the learning rate reaches its peak
+weight_decay = 0.1  # pulls the matrices of the blocks towards 0
+momentum = 0.9  # Muon: decay rate of the mean gradient
+beta1 = 0.9  # AdamW: decay rate of the mean gradient
+beta2 = 0.99  # AdamW: decay rate of the mean squared gradient
+grad_clip = 1.0  # maximum norm of the gradient
+# Half precision for matrix products, if the CPU has instructions for it
+bfloat16 = torch.cpu.get_capabilities().get("avx512_bf16", False)
+float16 = False  # the half precision of GPUs without bfloat16
+compile = False  # let torch.compile fuse small kernels into large ones
+prompt = ""  # what the samples start with; empty: the start of a document
 num_samples = 1  # texts to sample
-max_new_tokens = 500  # tokens to sample
-temperature = 0.8  # below 1: safer, above 1: wilder; 0: always the likeliest
-top_k = 0  # sample from the k likeliest only; 0: from all
-if device == "cuda":  # the preset for a GPU
-    data_dir, model, hellaswag = "data/fineweb_edu", "gpt2", True  # ten billion tokens of the web
-    total_batch_size, block_size, max_iters = 524_288, 8192, 19_073
-    stride = 128
-    learning_rate, adamw_share, warmup_iters, momentum, beta2 = 1.8e-3, 1.0, 256, 0.95, 0.95
-    log_interval, eval_interval, num_samples, max_new_tokens = 1, 1000, 4, 100
+max_new_tokens = 500  # length of a sample
+temperature = 0.8  # below 1: safer, above 1: wilder, 0: always the likeliest token
+top_k = 0  # sample from the k likeliest tokens only; 0: from all
 
-# --------------------------------------------------------------------------------- Command line
-getattr(sys.stdout, "reconfigure", dict)(errors="replace")  # "?" for what a console lacks
-config = {k: v for k, v in globals().items() if k[0] != "_" and type(v) in (bool, int, float, str)}
-parser = argparse.ArgumentParser(usage="%(prog)s [--name=value ...]", allow_abbrev=False)
-parser.description, parser.formatter_class = __doc__, argparse.RawTextHelpFormatter
-parser.register("type", bool, lambda word: bool(["False", "True"].index(word)))
-for name, value in config.items():
-    alone = {"nargs": "?", "const": True} if type(value) is bool else {}  # --name alone means True
-    parser.add_argument(f"--{name}", type=type(value), default=value, metavar=f"{value}", **alone)
-for name, value in vars(parser.parse_args()).items():  # zero: may it be 0?
-    zero = name.startswith(("max_", "seed", "warmup_")) or config[name] == 0 or type(value) is float
-    if type(value) in (int, float) and not (0 < value < 2**63 or value == 0 and zero):
-        parser.error(f"argument --{name}: must be {0 if zero else 1} or more, and below 2**63")
-    config[name] = globals()[name] = value  # sets the name above
-
-# -------------------------------------------------------------------------- Sizes and processes
-sizes = {  # n_layer, n_head, n_embd
-    "char": (5, 2, 128),  # the model of gpt_char.py on a CPU
-    "gpt2": (12, 12, 768),  # 124M parameters; the same as GPT-3 Small
-    "gpt2-medium": (24, 16, 1024),  # 350M; the same as GPT-3 Medium
-    "gpt2-large": (36, 20, 1280),  # 774M
-    "gpt2-xl": (48, 25, 1600),  # 1558M
-    "gpt3-large": (24, 16, 1536),  # 760M, with --block_size=2048 (Brown et al. 2020, table 2.1)
-    "gpt3-xl": (24, 16, 2048),  # 1.3B, the same
+# Defaults that differ on a GPU
+gpu_preset = {
+    "data_dir": "data/fineweb_edu",  # ten billion tokens of the web
+    "model_size": "gpt2",
+    "total_batch_size": 524_288,
+    "block_size": 8192,
+    "stride": 128,
+    "max_iters": 19_073,  # once through the data
+    "adamw_share": 1.0,
+    "warmup_iters": 256,
+    "momentum": 0.95,
+    "beta2": 0.95,
+    "hellaswag": True,
+    "log_interval": 1,
+    "eval_interval": 1000,
+    "num_samples": 4,
+    "max_new_tokens": 100,
+    "bfloat16": torch.cuda.is_bf16_supported(including_emulation=False),
+    "float16": not torch.cuda.is_bf16_supported(including_emulation=False),
+    "compile": True,
 }
-if model not in sizes:
-    parser.error(f"argument --model: {model} is none of {', '.join(sizes)}")
-gelu = "none" if model == "char" else "tanh"  # exact (0.93 of a step on a CPU), or as in GPT-2
-theirs = None  # a model of HuggingFace's transformers
-openai = init_from in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl") or Path(init_from).is_dir()
-if Path(export_dir).is_file():
-    parser.error(f"argument --export_dir: {export_dir} is a file; give the name of a folder")
-if openai or export_dir:
-    try:
-        import transformers
-    except ImportError:
-        sys.exit("--init_from and --export_dir need transformers: pip install transformers")
-if openai:
-    try:
-        theirs = transformers.GPT2LMHeadModel.from_pretrained(init_from)
-    except Exception as error:  # whatever its download or its files lead to
-        sys.exit(f"--init_from={init_from}: {str(error).strip().splitlines()[0]}")
-    n_layer, n_head, n_embd = (theirs.config.to_dict()[k] for k in ("n_layer", "n_head", "n_embd"))
-    gelu = "none" if theirs.config.activation_function == "gelu" else "tanh"
-    if block_size > theirs.config.n_positions:
-        parser.error(f"argument --block_size: at most {theirs.config.n_positions} for {init_from}")
-elif init_from not in ("resume", "scratch") and not Path(init_from).is_file():
-    parser.error(f"argument --init_from: {init_from} is no path, resume, scratch, gpt2-medium...")
-n_layer, n_head, n_embd = (a or b for a, b in zip((n_layer, n_head, n_embd), sizes[model]))
+# Defaults that differ on a CPU without bfloat16
+slow_cpu_preset = {
+    "model_size": "char-small",
+    "max_iters": 1200,
+}
+# Defaults that depend on model_size: n_layer, n_head, n_embd, learning_rate, gelu
+# The learning rates are three times those of GPT-3 (Brown et al. 2020, table 2.1)
+sizes = {
+    "char": (5, 2, 128, 1.5e-2, "none"),  # the model of gpt_char.py
+    "char-small": (4, 2, 96, 1.5e-2, "none"),  # the same, for a CPU without bfloat16
+    "gpt2": (12, 12, 768, 1.8e-3, "tanh"),  # 124M parameters, the size of GPT-3 Small
+    "gpt2-medium": (24, 16, 1024, 9e-4, "tanh"),  # 350M, the size of GPT-3 Medium
+    "gpt2-large": (36, 20, 1280, 7.5e-4, "tanh"),  # 774M
+    "gpt2-xl": (48, 25, 1600, 6e-4, "tanh"),  # 1558M
+    "gpt3-large": (24, 16, 1536, 7.5e-4, "tanh"),  # 760M; add --block_size=2048
+    "gpt3-xl": (24, 16, 2048, 6e-4, "tanh"),  # 1.3B; add --block_size=2048
+}
 
-# torchrun runs this script in world_size processes at a time; rank is the number of this one, and
-# LOCAL_RANK its number on this machine, where each process takes its own GPU
-rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device == "cuda" else device
+# ------------------------------------------------------------------------ Command line
+# Every setting is also a flag, for example --max_iters=2000 --seed=7 --no-bfloat16
+parser = argparse.ArgumentParser(
+    usage="%(prog)s [--name=value]", allow_abbrev=False, add_help=False
+)
+for name, value in list(globals().items()):
+    kind = type(value)
+    if kind is bool:
+        switch = argparse.BooleanOptionalAction  # accepts --name and --no-name
+        parser.add_argument(
+            f"--{name}", action=switch, default=value, help="%(default)r"
+        )
+    elif kind in (int, float, str) and not name.startswith("_"):
+        parser.add_argument(f"--{name}", type=kind, default=value, help="%(default)r")
+first_look, _ = parser.parse_known_args()  # the device decides which preset applies
+if "cuda" in first_look.device:
+    parser.set_defaults(**gpu_preset)
+elif not first_look.bfloat16:
+    parser.set_defaults(**slow_cpu_preset)
+second_look, _ = parser.parse_known_args()  # model_size decides which row of sizes
+if second_look.model_size in sizes:
+    names = ["n_layer", "n_head", "n_embd", "learning_rate", "gelu"]
+    parser.set_defaults(**dict(zip(names, sizes[second_look.model_size])))
+parser.add_argument("--help", action="help")  # now that the defaults are final
+config = vars(parser.parse_args())
+globals().update(config)  # overwrites the settings
+
+# --------------------------------------------------------------------------- Processes
+# torchrun runs world_size copies of this script. Each has a number, its rank, and takes
+# the GPU with the number local_rank on its machine
 try:
-    torch.zeros(1, device=device).item()
-except Exception as error:  # this machine has no such device
-    parser.error(f"argument --device: {error}".splitlines()[0])
-device_type = torch.device(device).type
+    rank = int(os.environ.get("RANK", 0))
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    if not 0 <= rank < world_size:
+        raise ValueError(f"RANK={rank} must be below WORLD_SIZE={world_size}")
+except ValueError as error:
+    sys.exit(f"{error}; start several processes with torchrun")
+device_type = "cuda" if "cuda" in device else "cpu"
 on_gpu = device_type == "cuda"
-if on_gpu:
-    torch.cuda.set_device(device)
 if world_size > 1:
-    try:  # while the first process writes files the others wait, for two hours at most
-        its_gpu = torch.device(device) if on_gpu else None
-        dist.init_process_group(timeout=timedelta(hours=2), device_id=its_gpu)
+    try:
+        if on_gpu:
+            torch.cuda.set_device(local_rank)  # from now on, "cuda" means this one
+        dist.init_process_group(timeout=timedelta(minutes=20))
     except (RuntimeError, ValueError) as error:
-        sys.exit(f"several processes are started by torchrun: {str(error).splitlines()[0]}")
-log = functools.partial(print, flush=True) if rank == 0 else lambda line: None
+        sys.exit(f"cannot join the processes of torchrun: {error}".split("\n")[0])
 
-per_process = total_batch_size // (block_size * world_size)  # sequences in a step
-if batch_size == 0:
-    # A parameter takes 16 bytes; of each token a layer keeps 34 per channel (Korthikanti et al.
-    # 2022, equation 2), or 68 in float32, and the loss 13 per entry of the vocabulary
-    memory = torch.cuda.get_device_properties(device).total_memory if on_gpu else 2**33  # bytes
-    free = 0.9 * memory - 16 * (12 * n_layer * n_embd + 50304) * n_embd
-    kept = (34 if bfloat16 or float16 else 68) * n_layer * n_embd + 13 * 50304
-    fits = min(free / kept, 2**31 / 50304) / block_size  # logits above 2**31 break some kernels
-    divisors = [b for b in range(1, per_process + 1) if per_process % b == 0]
-    batch_size = max((b for b in divisors if b <= fits), default=1)
-accumulation = per_process // batch_size  # micro-batches in a step
-unit = block_size * world_size * (config["batch_size"] or 1)  # an automatic one always divides
-if max_iters > 0 and total_batch_size % unit != 0:
-    nearest = max(1, round(total_batch_size / unit)) * unit
-    parser.error(
-        f"argument --total_batch_size: must be a multiple of {unit}, which is batch_size x "
-        f"block_size x processes; {nearest} is the nearest"
-    )
+
+def log(line):
+    """Print a line, once for all processes."""
+    if rank == 0:
+        with contextlib.suppress(OSError):  # the terminal may have been closed
+            print(line, flush=True)
 
 
 def add_up(*numbers):
@@ -210,230 +195,322 @@ def add_up(*numbers):
     return sums.tolist()
 
 
-# -------------------------------------------------------------------------------------- Pattern
-choices = {"pattern": ("fixed", "strided", "dense"), "combine": ("heads", "layers")}
-for name, words in {**choices, "position_dims": (0, 1, 2)}.items():
-    if config[name] not in words:
-        parser.error(f"argument --{name}: must be one of {words}")
-position_dims = position_dims or (1 if pattern == "dense" or theirs else 2)
-if stride > block_size and (pattern, position_dims) != ("dense", 1):
-    parser.error(f"argument --stride: must be at most block_size, which is {block_size}")
-if pattern == "fixed" and summary > stride:
-    parser.error(f"argument --summary: must be at most stride, which is {stride}")
-if pattern != "dense" and combine == "heads" and n_head % 2 != 0:
-    parser.error("argument --n_head: must be even, for two hops to share; or --combine=layers")
-if position_dims == 2 and theirs or (pattern, position_dims) != ("dense", 1) and export_dir:
-    parser.error("GPT-2 is --pattern=dense --position_dims=1: else nothing goes to transformers")
-
-
+# ----------------------------------------------------------------------------- Pattern
 def sees(hop, i, j):
-    """Whether position i attends to position j in a hop: A1 or A2 of Child et al. 2019, sec. 4.3.
+    """Whether position i attends to position j (Child et al. 2019, section 4.3).
 
-    Hop 1 follows the rows of the matrix of positions, hop 2 the columns: the two reach them all.
+    Hop 1 follows the rows of the matrix of positions, hop 2 its columns.
     """
-    if pattern == "strided":  # the l positions before, and up the column
-        near = i - j <= stride if hop == 1 else (i - j) % stride == 0
-    elif pattern == "fixed":  # the row, and the last c columns, which learn to summarise each row
-        near = i // stride == j // stride if hop == 1 else j % stride >= stride - summary
-    else:
+    if pattern == "dense":
         near = True
+    elif pattern == "strided" and hop == 1:  # the l positions before
+        near = i - j <= stride
+    elif pattern == "strided":  # up the column
+        near = (i - j) % stride == 0
+    elif hop == 1:  # the row
+        near = i // stride == j // stride
+    else:  # the last c columns, which learn to summarize each row
+        near = j % stride >= stride - summary
     return (0 <= j) & (j <= i) & near
 
 
-if show_pattern:
-    at = min(block_size // stride * 3 // 4 * stride + stride // 2, block_size - 1)
-    log(f"What position {at}, the @, sees: 1 in hop 1, 2 in hop 2, 3 in both, . in two hops")
-    j = torch.arange(at + 1)
-    marks = "".join(".123"[mark] for mark in (sees(1, at, j) + 2 * sees(2, at, j))[:-1]) + "@"
-    log("\n".join(marks[row : row + stride] for row in range(0, at + 1, stride)))
-    sys.exit()
+def draw_pattern():
+    """The matrix of positions up to one that is far down: how each of them is seen."""
+    rows = block_size // stride
+    last = min(rows * 3 // 4 * stride + stride // 2, block_size - 1)
+    print(f"What position {last}, @, sees: 1 in hop 1, 2 in hop 2, 3 in both, . in two")
+    marks = ""
+    for j in range(last):
+        marks += ".123"[int(sees(1, last, j)) + 2 * int(sees(2, last, j))]
+    marks += "@"
+    for start in range(0, len(marks), stride):
+        print(marks[start : start + stride])
 
 
-# ----------------------------------------------------------------------------------------- Data
+# -------------------------------------------------------------------------------- Data
 def open_shard(path):
-    """The tokens of a shard, read from the disk on use, and the size of the vocabulary.
+    """Open a shard. Returns its tokens, read from the disk on use, and vocabulary size.
 
-    The format is llm.c's: 256 int32 of header (magic number, version, number of tokens, vocabulary
-    size, 0 for GPT-2's 50257), then the tokens as uint16. ValueError where it is not a whole one.
+    The format is llm.c's: a header of 256 int32 (magic number, version, number of
+    tokens, vocabulary size, where 0 means GPT-2's 50257), then the tokens as uint16.
+    Raises ValueError if the file is anything else, or not complete.
     """
     header = np.fromfile(path, dtype="<i4", count=256)
     if len(header) < 256 or header[0] != 20240520 or header[1] != 1 or header[2] < 1:
         raise ValueError("is not a shard of tokens")
-    expected, found = 256 * 4 + 2 * int(header[2]), path.stat().st_size
-    if found != expected:
-        raise ValueError(f"has {found} bytes, not {expected}")
-    return np.memmap(path, dtype="<u2", mode="r", offset=256 * 4), int(header[3]) or 50257
+    n_bytes = 256 * 4 + 2 * int(header[2])
+    if path.stat().st_size != n_bytes:
+        raise ValueError(f"has {path.stat().st_size} bytes, not {n_bytes}")
+    vocab_size = int(header[3])
+    if vocab_size == 0:
+        vocab_size = 50257
+    return np.memmap(path, dtype="<u2", mode="r", offset=256 * 4), vocab_size
 
 
-if not any(Path(data_dir).glob("*.bin")) and Path(data_dir).parent == Path("data/shakespeare"):
+is_shakespeare = Path(data_dir).parent == Path("data/shakespeare")
+if is_shakespeare and not any(Path(data_dir).glob("*.bin")) and local_rank == 0:
     subprocess.run([sys.executable, Path(__file__).with_name("prepare_shakespeare.py")])
-paths, shards, vocab_sizes = {}, {"train": [], "val": []}, set()
+if world_size > 1:
+    dist.barrier()  # the others wait for the data
+shards = {"train": [], "val": []}  # the tokens of each file
+vocab_sizes = set()
 for split in shards:
-    paths[split] = sorted(Path(data_dir).glob(f"*_{split}_*.bin"))
-    if not paths[split]:
-        sys.exit(f"{data_dir}: has no *_{split}_*.bin; prepare_fineweb.py makes those of the web")
-    for path in paths[split]:
+    for path in sorted(Path(data_dir).glob(f"*_{split}_*.bin")):
         try:
             tokens, vocab_size = open_shard(path)
-        except (OSError, ValueError) as error:
-            sys.exit(f"{path}: {error}; delete it, and prepare the data again")
+        except OSError as error:
+            sys.exit(f"{path} cannot be read: {error.strerror}")
+        except ValueError as error:
+            sys.exit(f"{path} {error}; delete it, and prepare the data again")
         shards[split].append(tokens)
         vocab_sizes.add(vocab_size)
+    if not shards[split]:
+        sys.exit(f"{data_dir} has no {split} shards; see prepare_fineweb.py --help")
 if vocab_sizes not in ({256}, {50257}):
     sys.exit(f"{data_dir}: the shards must all be of bytes, or all of GPT-2's tokens")
-if theirs and vocab_size != theirs.config.vocab_size:
-    sys.exit(f"{data_dir}: has other tokens than {init_from}; try data/shakespeare/gpt2")
-tokenizer = None  # where tokens are bytes
+tokenizer = None  # tokens are bytes
 if vocab_size == 50257:
     os.environ.setdefault("TIKTOKEN_CACHE_DIR", "data/tiktoken")
     try:
         tokenizer = tiktoken.get_encoding("gpt2")
-    except Exception:  # whatever its HTTP library raises
-        sys.exit("cannot download GPT-2's tokenizer; prepare_shakespeare.py gets it from a package")
+    except Exception:  # its download can fail in many ways
+        sys.exit("GPT-2's tokenizer is missing; prepare_shakespeare.py downloads it")
 
 
 def encode(s):
-    """Turn a string into a list of token ids: of GPT-2's tokenizer, or its bytes."""
-    return tokenizer.encode_ordinary(s) if tokenizer else list(s.encode("utf-8", errors="replace"))
+    """Turn a string into a list of token ids."""
+    if tokenizer is None:
+        return list(s.encode("utf-8", errors="replace"))
+    return tokenizer.encode_ordinary(s)
 
 
 def decode(ids):
-    """Turn a list of token ids back into the string."""
-    return tokenizer.decode(ids) if tokenizer else bytes(ids).decode("utf-8", errors="replace")
+    """Turn a list of token ids back into a string."""
+    if tokenizer is None:
+        return bytes(ids).decode("utf-8", errors="replace")
+    return tokenizer.decode(ids)
 
 
-first_windows = {}  # of each split: the number of every shard's first window, and of all windows
-for split, spare in (("train", block_size), ("val", 1)):  # the first can be cut at any place
-    counts = [max(0, len(tokens) - spare) // block_size for tokens in shards[split]]
-    first_windows[split] = np.cumsum([0, *counts])
+if block_size < 1:
+    parser.error(f"--block_size={block_size} must be at least 1")
+# The data is cut into windows of block_size tokens, and one more for the targets.
+# Training windows are shifted by 0 to block_size - 1, so they leave room for the rest
+window_counts = {
+    "train": [max(0, len(t) - block_size) // block_size for t in shards["train"]],
+    "val": [(len(t) - 1) // block_size for t in shards["val"]],
+}
+for split, counts in window_counts.items():
     if sum(counts) == 0:
-        sys.exit(f"{data_dir}: too short, --block_size={block_size} needs longer shards of {split}")
+        sys.exit(f"{data_dir}: its {split} shards are too short for {block_size=}")
 
 
-def read_windows(split, starts):
-    """x, y (B, T) of the windows that start at these tokens of a split's whole windows."""
-    batch = np.empty((len(starts), block_size + 1), dtype=np.int64)
-    for row, start in zip(batch, starts):
-        shard = np.searchsorted(first_windows[split], start // block_size, side="right") - 1
-        start -= block_size * first_windows[split][shard]
-        row[:] = shards[split][shard][start : start + block_size + 1]
-        if row.max() >= vocab_size:
-            sys.exit(f"{paths[split][shard]}: has a token of {row.max()}, but {vocab_size=}")
-    batch = torch.from_numpy(batch)  # pinned, its copy to the GPU runs beside the computation
-    batch = (batch.pin_memory() if on_gpu else batch).to(device, non_blocking=True)
+def read_window(split, number, shift=0):
+    """The block_size + 1 tokens of a window; its number runs through all shards."""
+    for tokens, count in zip(shards[split], window_counts[split]):
+        if number < count:
+            start = number * block_size + shift
+            window = tokens[start : start + block_size + 1].astype(np.int64)
+            if window.max() >= vocab_size:
+                sys.exit(f"{tokens.filename}: token {window.max()} is damaged")
+            return torch.from_numpy(window)
+        number -= count  # it is in a later shard
+
+
+def to_batch(windows):
+    """Inputs x and targets y (B, T), on the device, from windows of T + 1 tokens."""
+    batch = torch.stack(windows)
+    if on_gpu:
+        batch = batch.pin_memory()  # from there the GPU can copy while it computes
+    batch = batch.to(device, non_blocking=True)
     return batch[:, :-1], batch[:, 1:]
 
 
 @functools.lru_cache(maxsize=2)
-def shuffled_windows(epoch):
-    """Where the windows of the training data start, in the order in which an epoch visits them."""
+def shuffle(epoch):
+    """How far an epoch shifts the training windows, and in which order they come."""
     rng = np.random.default_rng((seed, epoch))
-    shift = rng.integers(block_size)  # every epoch cuts elsewhere
-    return shift + block_size * rng.permutation(int(first_windows["train"][-1]))
+    shift = int(rng.integers(block_size))  # every epoch cuts the text at other places
+    return shift, rng.permutation(sum(window_counts["train"]))
 
 
 def get_batch(step, micro_step):
-    """x, y (B, T) of one micro-step of this process.
+    """x, y (B, T) of a micro-step of this process: its share of the step's windows."""
+    number = (step * accumulation + micro_step) * world_size + rank  # micro-batch
+    first = number * micro_batch_size
+    windows = []
+    for i in range(first, first + micro_batch_size):
+        epoch, place = divmod(i, sum(window_counts["train"]))
+        shift, order = shuffle(epoch)
+        windows.append(read_window("train", order[place], shift))
+    return to_batch(windows)
 
-    A step takes the next windows of the epoch; micro-steps and processes, however many, share them.
-    """
-    i = ((step * accumulation + micro_step) * world_size + rank) * batch_size
-    places = [divmod(j, int(first_windows["train"][-1])) for j in range(i, i + batch_size)]
-    return read_windows("train", [shuffled_windows(epoch)[place] for epoch, place in places])
 
-
-questions = []  # of HellaSwag: (tokens of a context, tokens of its four endings, the right one)
+questions = []  # of HellaSwag: (tokens of the context, tokens of its 4 endings, label)
 hellaswag_file = Path("data/hellaswag/hellaswag_val.jsonl")
 if hellaswag and hellaswag_file.exists():
-    lines = hellaswag_file.read_text(encoding="utf-8", errors="replace").strip().split("\n")
+    lines = hellaswag_file.read_text(encoding="utf-8", errors="replace").strip()
+    lines = lines.split("\n")
     for number, line in enumerate(lines, start=1):
         try:
             question = json.loads(line)
-            a, b, c, d = (encode(" " + ending) for ending in question["endings"])
-            questions.append((encode(question["ctx"]), (a, b, c, d), int(question["label"])))
+            endings = [encode(" " + ending) for ending in question["endings"]]
+            label = int(question["label"])
+            if len(endings) != 4 or not 0 <= label < 4:
+                raise ValueError("needs four endings and a label from 0 to 3")
+            questions.append((encode(question["ctx"]), endings, label))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            sys.exit(f"{hellaswag_file}: line {number} is damaged ({error!r}); get a new copy")
+            sys.exit(f"{hellaswag_file}: line {number} is damaged ({error!r})")
 
 
-# ---------------------------------------------------------------------------------------- Model
-# A context in which matrix products are done in half precision, numbers of 16 bits: twice as fast
-half = {"dtype": torch.bfloat16 if bfloat16 else torch.float16, "enabled": bfloat16 or float16}
-autocast = torch.autocast(device_type, **half)
+# ------------------------------------------------------------------------------- Model
+half = torch.float16 if float16 else torch.bfloat16
 
 
-def attention(q, k, v, p, seen=None):  # seen (T, S): which keys, instead of the past
-    """Causal attention, as in Head: q, k, v (B, nh, T, hs); or one new query, that sees all."""
+def autocast():
+    """A context in which matrix products are computed in half precision."""
+    return torch.autocast(device_type, half, enabled=bfloat16 or float16)
+
+
+def attention(q, k, v, p, seen=None):
+    """Causal attention; q, k, v: (B, nh, T, hs). A single query sees all the keys.
+
+    seen (T, S): which of S keys each query sees, instead of the past.
+    """
     T = q.shape[-2]
     if T == 1 or device != "cpu" or not bfloat16:
-        return F.scaled_dot_product_attention(q, k, v, seen, p, is_causal=seen is None and T > 1)
-    mask = torch.full((T, T), -torch.inf).triu(1) if seen is None else ~seen * -1e9  # exp: 0
-    scores = (q * q.shape[-1] ** -0.5 @ k.mT).add_(mask.bfloat16())  # 0.94 of a step's time
-    return F.dropout(F.softmax(scores, dim=-1), p) @ v
+        causal = seen is None and T > 1
+        return F.scaled_dot_product_attention(q, k, v, seen, p, is_causal=causal)
+    # On a CPU in half precision, it is faster written out
+    if seen is None:
+        mask = torch.full((T, T), -torch.inf).triu(1)  # -inf where the future is
+    else:
+        mask = ~seen * -1e9  # not -inf, as a query may see nothing
+    scale = q.shape[-1] ** -0.5
+    scores = (q * scale) @ k.mT  # (B, nh, T, S)
+    weights = F.softmax(scores.add_(mask.bfloat16()), dim=-1)
+    return F.dropout(weights, p) @ v
+
+
+# Four ways to compute a hop in dense blocks. q, k, v and the result: (N, rows, l, hs),
+# the matrix of positions for each of N = B * nh heads
+def attend_rows(q, k, v, p):
+    """Fixed, hop 1: every row is a block of its own."""
+    return attention(q, k, v, p)
+
+
+def attend_summaries(q, k, v, p):
+    """Fixed, hop 2: every position sees the last c columns of the rows above."""
+    N, rows, _, hs = q.shape
+    positions = torch.arange(rows * stride, device=q.device)
+    first = stride - summary  # the positions before see nothing
+    columns = positions.view(rows, stride)[:, first:].flatten()
+    q = q.reshape(N, 1, rows * stride, hs)
+    k = k[:, :, first:].reshape(N, 1, rows * summary, hs)
+    v = v[:, :, first:].reshape(N, 1, rows * summary, hs)
+    seen = sees(2, positions[first:, None], columns)
+    y = attention(q[:, :, first:], k, v, p, seen)
+    return F.pad(y, (0, 0, first, 0)).view(N, rows, stride, hs)
+
+
+def attend_two_rows(q, k, v, p):
+    """Strided, hop 1: every row sees a part of itself and of the row above."""
+    first_row = attention(q[:, :1], k[:, :1], v[:, :1], p)
+    k = torch.cat((k[:, :-1], k[:, 1:]), dim=2)  # (N, rows - 1, 2l, hs)
+    v = torch.cat((v[:, :-1], v[:, 1:]), dim=2)
+    positions = torch.arange(2 * stride, device=q.device)  # the same part for every row
+    seen = sees(1, positions[stride:, None], positions)
+    return torch.cat((first_row, attention(q[:, 1:], k, v, p, seen)), dim=1)
+
+
+def attend_columns(q, k, v, p):
+    """Strided, hop 2: every column is a block of its own."""
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    return attention(q, k, v, p).transpose(1, 2)
+
+
+blocks = {
+    ("fixed", 1): attend_rows,
+    ("fixed", 2): attend_summaries,
+    ("strided", 1): attend_two_rows,
+    ("strided", 2): attend_columns,
+}
 
 
 def attend(q, k, v, hop, p):
     """Attention of every position i to the positions j with sees(hop, i, j) only.
 
-    Few other scores are computed: positions that see each other are laid out as small dense blocks.
     q, k, v: (B, nh, T, hs), or q of the last position alone. Returns the shape of q.
     """
     B, nh, T, hs = q.shape
-    if T < k.shape[2]:  # a step of sampling
+    if T < k.shape[2]:  # one step of sampling
         seen = sees(hop, k.shape[2] - 1, torch.arange(k.shape[2], device=k.device))
         return attention(q, k[:, :, seen], v[:, :, seen], p)
-    # The matrix of positions; what fills its last row comes too late for any position to see it
-    if T % stride:
-        q, k, v = (F.pad(x, (0, 0, 0, -T % stride)) for x in (q, k, v))
-    q, k, v = (x.reshape(B * nh, -1, stride, hs) for x in (q, k, v))
-    i = torch.arange(q.shape[1] * stride, device=q.device).view(-1, stride)
-    if pattern == "fixed" and hop == 1:  # every row for itself
-        y = attention(q, k, v, p)
-    elif pattern == "fixed":  # all positions on the last columns; the first see nothing
-        q, k, v = (x.reshape(B, nh, -1, hs) for x in (q, k[:, :, -summary:], v[:, :, -summary:]))
-        first = stride - summary
-        mask = sees(2, i.view(-1, 1)[first:], i[:, -summary:].flatten())
-        y = F.pad(attention(q[:, :, first:], k, v, p, mask), (0, 0, first, 0))
-    elif hop == 1:  # the first row for itself, all others on themselves and the row above
-        y = attention(q[:, :1], k[:, :1], v[:, :1], p)
-        k, v = (torch.cat((x[:, :-1], x[:, 1:]), dim=2) for x in (k, v))
-        j = torch.arange(2 * stride, device=q.device)  # they all see the same share of two rows
-        y = torch.cat((y, attention(q[:, 1:], k, v, p, sees(1, j[stride:, None], j))), dim=1)
-    else:  # every column for itself
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        y = attention(q, k, v, p).transpose(1, 2)
-    return y.reshape(B, nh, -1, hs)[:, :, :T]
+    fill = -T % stride  # in the last row; these come too late for any position to see
+    if fill > 0:
+        q = F.pad(q, (0, 0, 0, fill))
+        k = F.pad(k, (0, 0, 0, fill))
+        v = F.pad(v, (0, 0, 0, fill))
+    q = q.reshape(B * nh, -1, stride, hs)
+    k = k.reshape(B * nh, -1, stride, hs)
+    v = v.reshape(B * nh, -1, stride, hs)
+    y = blocks[pattern, hop](q, k, v, p)
+    return y.reshape(B, nh, T + fill, hs)[:, :, :T]
+
+
+class KVCache:
+    """The keys and values of one layer, for all positions so far."""
+
+    def __init__(self):
+        self.length = 0
+
+    def append(self, k, v):
+        """Add k, v (B, nh, T, hs) of new positions. Returns those of all positions."""
+        if self.length == 0:
+            B, nh, _, hs = k.shape
+            self.k = k.new_empty(B, nh, block_size, hs)
+            self.v = v.new_empty(B, nh, block_size, hs)
+        start = self.length
+        self.length += k.shape[2]
+        self.k[:, :, start : self.length] = k
+        self.v[:, :, start : self.length] = v
+        return self.k[:, :, : self.length], self.v[:, :, : self.length]
 
 
 class CausalSelfAttention(nn.Module):
-    """All heads of causal self-attention at once, shared out over the hops."""
+    """Causal self-attention, all heads at once: half of them take hop 1, half hop 2."""
 
     def __init__(self):
         super().__init__()
-        self.c_attn = nn.Linear(n_embd, 3 * n_embd)  # query, key and value of all heads
+        self.c_attn = nn.Linear(n_embd, 3 * n_embd)  # query, key, value for all heads
         self.c_proj = nn.Linear(n_embd, n_embd)  # mixes what the heads found
-        self.cache = None  # while sampling: [] or [k, v] of all earlier positions
-        self.hops = (1, 2)  # of the heads: one half takes hop 1, the other hop 2
+        self.hops = [1, 2]
 
-    def forward(self, x):
+    def forward(self, x, cache=None):
         """x: (B, T, C). Returns (B, T, C)."""
         B, T, C = x.shape
-        # (B, T, 3C) taken apart into q, k, v: (B, nh, T, hs) each
-        q, k, v = self.c_attn(x).view(B, T, 3, n_head, C // n_head).permute(2, 0, 3, 1, 4)
-        if self.cache is not None:  # keys and values of the past do not change: compute them once
-            past_k, past_v = self.cache or (k[:, :, :0], v[:, :, :0])
-            k, v = torch.cat((past_k, k), dim=2), torch.cat((past_v, v), dim=2)
-            self.cache = [k, v]  # a single query may see them all
+        hs = C // n_head  # channels per head
+        q, k, v = self.c_attn(x).split(C, dim=2)  # (B, T, C) each
+        q = q.view(B, T, n_head, hs).transpose(1, 2)  # (B, nh, T, hs)
+        k = k.view(B, T, n_head, hs).transpose(1, 2)
+        v = v.view(B, T, n_head, hs).transpose(1, 2)
+        if cache is not None:
+            k, v = cache.append(k, v)
         p = dropout if self.training else 0.0
         if pattern == "dense":
             y = attention(q, k, v, p)
+        elif len(self.hops) == 1:
+            y = attend(q, k, v, self.hops[0], p)
         else:
-            shares = zip(self.hops, *(x.chunk(len(self.hops), dim=1) for x in (q, k, v)))
-            y = torch.cat([attend(*qkv, hop, p) for hop, *qkv in shares], dim=1)
-        return self.c_proj(y.transpose(1, 2).reshape(B, T, C))
+            n = n_head // 2
+            y_1 = attend(q[:, :n], k[:, :n], v[:, :n], 1, p)
+            y_2 = attend(q[:, n:], k[:, n:], v[:, n:], 2, p)
+            y = torch.cat((y_1, y_2), dim=1)
+        y = y.transpose(1, 2).reshape(B, T, C)  # the heads side by side again
+        return self.c_proj(y)
 
 
 class MLP(nn.Module):
-    """Two linear layers, bent by GELU in between: each position works on what it has gathered."""
+    """Two linear layers and a nonlinearity in between, for each position separately."""
 
     def __init__(self):
         super().__init__()
@@ -446,20 +523,20 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer of the Transformer: positions talk (attention), then each thinks (MLP)."""
+    """One layer: positions communicate (attention), then each one computes (MLP)."""
 
     def __init__(self):
         super().__init__()
-        self.ln_1 = nn.LayerNorm(n_embd)  # of each position: mean 0, variance 1
+        self.ln_1 = nn.LayerNorm(n_embd)  # every position: mean 0, variance 1
         self.attn = CausalSelfAttention()
         self.ln_2 = nn.LayerNorm(n_embd)
         self.mlp = MLP()
         self.drop = nn.Dropout(dropout)
 
-    def forward(self, x):
+    def forward(self, x, cache=None):
         """x: (B, T, C). Returns (B, T, C)."""
-        # Each part adds to x instead of replacing it, so gradients reach every layer undiminished
-        x = x + self.drop(self.attn(self.ln_1(x)))
+        # Residual connections: adding to x keeps a direct path for the gradient
+        x = x + self.drop(self.attn(self.ln_1(x), cache))
         x = x + self.drop(self.mlp(self.ln_2(x)))
         return x
 
@@ -469,408 +546,760 @@ class GPT(nn.Module):
 
     def __init__(self):
         super().__init__()
-        # A multiple of 128 rows suits the hardware; those beyond vocab_size are never used
-        self.wte = nn.Embedding(math.ceil(vocab_size / 128) * 128, n_embd)  # what the token is
+        # A multiple of 128 rows suits the hardware; those beyond vocab_size are unused
+        padded_size = math.ceil(vocab_size / 128) * 128
+        self.wte = nn.Embedding(padded_size, n_embd)  # which token it is
         self.wpe = nn.Embedding(block_size, n_embd)  # where it stands
         if position_dims == 2:  # the columns, then the rows
-            self.wpe = nn.Embedding(stride + math.ceil(block_size / stride), n_embd)
+            places = stride + math.ceil(block_size / stride)
+            self.wpe = nn.Embedding(places, n_embd)
         self.drop = nn.Dropout(dropout)
-        self.h = nn.ModuleList([Block() for _ in range(n_layer)])
+        self.h = nn.ModuleList([Block() for _ in range(n_layer)])  # GPT-2's name
         if combine == "layers":
             for i, block in enumerate(self.h):
-                block.attn.hops = (1 + i % 2,)
+                block.attn.hops = [1 + i % 2]
         self.ln_f = nn.LayerNorm(n_embd)
-        self.lm_head = nn.Linear(n_embd, len(self.wte.weight), bias=False)
-        self.lm_head.weight = self.wte.weight  # tied: one matrix reads and writes tokens
-        # Takes the rows beyond vocab_size out of the softmax: 0.93 of the time of cutting them off
-        self.padding = torch.zeros(len(self.wte.weight), device=device)
+        self.lm_head = nn.Linear(n_embd, padded_size, bias=False)
+        self.lm_head.weight = self.wte.weight  # tied: one matrix for both
+        # Added to the logits, it gives the unused rows probability 0
+        self.padding = torch.zeros(padded_size, device=device)
         self.padding[vocab_size:] = -torch.inf
         for name, p in self.named_parameters():
             if name.endswith(("bias", "c_proj.weight")):
-                nn.init.zeros_(p)  # at the start the blocks add nothing
+                nn.init.zeros_(p)  # at first, the blocks add nothing
             elif p.ndim == 2:
                 nn.init.normal_(p, std=0.02)
 
-    @autocast
-    def logits(self, idx):
-        """The logits (B, T, V): the scores of what may follow each of the token ids (B, T)."""
-        past = self.h[0].attn.cache[0].shape[2] if self.h[0].attn.cache else 0
+    @autocast()
+    def logits(self, idx, caches=None):
+        """idx: (B, T). Returns (B, T, V): for each token, logits of the next one."""
+        past = 0  # positions before those of idx
+        if caches is None:
+            caches = [None] * n_layer
+        else:
+            past = caches[0].length
         positions = torch.arange(past, past + idx.shape[1], device=idx.device)
-        where = [positions]
+        x = self.wte(idx)  # (B, T, C)
         if position_dims == 2:
-            where = [positions % stride, stride + positions // stride]
-        x = self.wte(idx) + sum(self.wpe(i) for i in where)  # (B, T, C)
+            columns, rows = positions % stride, positions // stride
+            x = x + (self.wpe(columns) + self.wpe(stride + rows))
+        else:
+            x = x + self.wpe(positions)
         x = self.drop(x)
-        for block in self.h:
-            x = block(x)
-        return F.linear(self.ln_f(x), self.lm_head.weight, self.padding).float()
+        for block, cache in zip(self.h, caches):
+            x = block(x, cache)
+        logits = F.linear(self.ln_f(x), self.lm_head.weight, self.padding)
+        return logits.float()  # back to single precision
 
     def forward(self, x, y):
-        """How surprised the model is by y (B, T), given x (B, T): mean of -ln P(y), in nats."""
-        return F.cross_entropy(self.logits(x).flatten(0, 1), y.flatten())
+        """The loss: the mean of -ln P(y given x), in nats. x and y: (B, T)."""
+        logits = self.logits(x).flatten(0, 1)  # (B * T, V)
+        return F.cross_entropy(logits, y.flatten())
 
 
-if Path(out_dir).is_file():
-    parser.error(f"argument --out_dir: {out_dir} is a file; give the name of a folder")
-if n_embd % n_head != 0:
-    parser.error(f"argument --n_embd: must be a multiple of n_head, which is {n_head}")
-for name in ("dropout", "momentum", "beta1", "beta2"):
-    if config[name] >= 1:
-        parser.error(f"argument --{name}: must be below 1")
-if optimizer not in ("muon", "adamw"):
-    parser.error("argument --optimizer: must be muon or adamw")
-torch.manual_seed(seed)
-torch.set_float32_matmul_precision("high")  # where float32 is left on a GPU, use its fast form
-if device == "cpu" and sys.platform == "linux":
-    # Reuse memory instead of having new pages cleared: 0.6 of a step with GPT-2's vocabulary
-    for option, value in ((-4, 0), (-1, -1)):  # glibc's M_MMAP_MAX and M_TRIM_THRESHOLD
-        ctypes.CDLL(None).mallopt(option, value)
-model = GPT().to(device)
-n_params = sum(p.numel() for p in model.parameters())
-log(
-    f"{n_params:,} parameters, {vocab_size} different tokens, {world_size} x {device}, "
-    f"{accumulation} micro-batches of {batch_size} x {block_size} tokens"
-)
-# Both have the weights of model. They are compiled for the shape of a whole batch
-compiled = torch.compile(model, dynamic=False) if compile else model
-wrapped = DistributedDataParallel(compiled) if world_size > 1 else compiled
-
-
-# ----------------------------------------------------------------------------------- Evaluation
-@torch.no_grad()  # computes no gradients: nothing is learned here
-def estimate_loss():
-    """The mean loss over eval_tokens tokens of validation data, shared out over the processes."""
+# ---------------------------------------------------------------------------- Sampling
+@torch.no_grad()  # nothing is learned here, so no gradients are needed
+@autocast()  # around the loop, so the weights are cast once and not for each token
+def generate(idx, max_new_tokens, temperature=1.0, top_k=0, use_cache=True):
+    """Continue the sequences idx (B, T). Returns (B, T + max_new_tokens)."""
     model.eval()  # no dropout
-    windows = min(int(first_windows["val"][-1]), math.ceil(eval_tokens / block_size))
-    starts = range(0, windows * block_size, block_size)
-    total = count = 0
-    for i in range(rank * batch_size, windows, world_size * batch_size):
-        x, y = read_windows("val", starts[i : i + batch_size])
-        total += compiled(x, y).item() * len(x)
+    caches = None
+    for i in range(max_new_tokens):
+        fits = idx.shape[1] <= block_size  # otherwise the window slides
+        if use_cache and i > 0 and fits:
+            logits = model.logits(idx[:, -1:], caches)  # of the new token only
+        else:  # all positions are new
+            if use_cache:
+                caches = [KVCache() for _ in range(n_layer)]
+            logits = model.logits(idx[:, -block_size:], caches)
+        logits = logits[:, -1]  # (B, V): what follows the last token
+        if top_k > 0:
+            kth = logits.topk(min(top_k, vocab_size)).values[:, -1:]  # the k-th largest
+            logits[logits < kth] = -torch.inf
+        if temperature > 0:
+            probs = F.softmax(logits / temperature, dim=-1)
+            idx_next = torch.multinomial(probs, num_samples=1)  # (B, 1)
+        else:
+            idx_next = logits.argmax(dim=-1, keepdim=True)
+        idx = torch.cat((idx, idx_next), dim=1)
+    model.train()
+    return idx
+
+
+def sample(num_samples, max_new_tokens):
+    """A list of texts: the prompt, and max_new_tokens tokens that the model adds."""
+    torch.manual_seed(seed)  # the same random numbers every time
+    ids = encode(prompt)
+    if not ids:  # what stands between two documents: a new line, or <|endoftext|>
+        ids = encode("\n") if tokenizer is None else [tokenizer.eot_token]
+    idx = torch.tensor([ids] * num_samples, device=device)  # (B, T)
+    idx = generate(idx, max_new_tokens, temperature, top_k)
+    return [decode(ids) for ids in idx.tolist()]
+
+
+# -------------------------------------------------------------------------- Evaluation
+@torch.no_grad()
+def estimate_loss():
+    """Mean loss over eval_tokens of validation data, divided among the processes."""
+    model.eval()  # no dropout
+    windows = min(sum(window_counts["val"]), math.ceil(eval_tokens / block_size))
+    total = 0.0
+    count = 0
+    for i in range(rank * micro_batch_size, windows, world_size * micro_batch_size):
+        numbers = range(i, min(i + micro_batch_size, windows))
+        x, y = to_batch([read_window("val", number) for number in numbers])
+        total += compiled(x, y).item() * len(x)  # the last batch can be smaller
         count += len(x)
     model.train()
     total, count = add_up(total, count)
     return total / count
 
 
+def hellaswag_batch(questions):
+    """x, y (4 * questions, T): context and ending; y is -1 outside the ending."""
+    rows = []
+    for context, endings, _ in questions:
+        rows += [(context, ending[: block_size - 1]) for ending in endings]
+    # The last token is only a target. Rounding up leaves few shapes: cuDNN's attention
+    # has to plan for each of them
+    longest = max(len(context) + len(ending) for context, ending in rows) - 1
+    T = min(math.ceil(longest / 128) * 128, block_size)
+    x = torch.zeros(len(rows), T, dtype=torch.long)
+    y = torch.full_like(x, -1)
+    for i, (context, ending) in enumerate(rows):
+        ids = torch.tensor((context + ending)[-T - 1 :])
+        n = len(ids) - 1
+        x[i, :n] = ids[:-1]
+        y[i, n - len(ending) : n] = ids[-len(ending) :]
+    return x.to(device), y.to(device)
+
+
 @torch.no_grad()
 def hellaswag_accuracy():
-    """Share of HellaSwag's questions (Zellers et al. 2019) whose right ending is the likeliest."""
-    model.eval()
-    right = count = 0
-    for first in range(8 * rank, len(questions), 8 * world_size):  # 8 questions at a time
+    """Fraction of questions whose right ending has the lowest loss (Zellers et al.)."""
+    model.eval()  # no dropout
+    right = 0
+    for first in range(8 * rank, len(questions), 8 * world_size):
         batch = questions[first : first + 8]
-        rows = [(context, end[: block_size - 1]) for context, ends, _ in batch for end in ends]
-        x = torch.zeros(len(rows), block_size, dtype=torch.long)
-        y = torch.full_like(x, -1)  # what is no part of an ending does not count
-        for i, (context, ending) in enumerate(rows):
-            ids = torch.tensor((context + ending)[-block_size - 1 :])
-            x[i, : len(ids) - 1] = ids[:-1]
-            y[i, len(ids) - 1 - len(ending) : len(ids) - 1] = ids[-len(ending) :]
-        longest = int((y >= 0).nonzero()[:, 1].max()) + 1
-        x, y = x[:, :longest].to(device), y[:, :longest].to(device)
+        x, y = hellaswag_batch(batch)
         logits = model.logits(x).transpose(1, 2)  # (rows, V, T)
-        losses = F.cross_entropy(logits, y, ignore_index=-1, reduction="none")  # (rows, T)
-        answers = (losses.sum(1) / (y >= 0).sum(1)).view(-1, 4).argmin(1).tolist()
-        right += sum(answer == label for answer, (_, _, label) in zip(answers, batch))
-        count += len(batch)
+        losses = F.cross_entropy(logits, y, ignore_index=-1, reduction="none")
+        losses = losses.sum(dim=1) / (y >= 0).sum(dim=1)  # (rows,): means
+        answers = losses.view(-1, 4).argmin(dim=1).tolist()
+        for answer, (_, _, label) in zip(answers, batch):
+            if answer == label:
+                right += 1
     model.train()
-    right, count = add_up(right, count)
-    return right / count
+    return add_up(right)[0] / len(questions)
 
 
-# ------------------------------------------------------------------------------------ Optimizer
+# ------------------------------------------------------------------------------ Checks
+if model_size not in sizes:
+    parser.error(f"--model_size={model_size} must be one of: {', '.join(sizes)}")
+for name in "log_interval eval_interval keep_every eval_tokens".split():
+    if config[name] < 1:
+        parser.error(f"--{name}={config[name]} must be at least 1")
+for name in "n_layer n_embd n_head num_samples total_batch_size".split():
+    if config[name] < 1:
+        parser.error(f"--{name}={config[name]} must be at least 1")
+for name in "max_iters warmup_iters max_new_tokens top_k seed batch_size".split():
+    if config[name] < 0:
+        parser.error(f"--{name}={config[name]} must be at least 0")
+for name in "learning_rate adamw_share weight_decay grad_clip".split():
+    if not 0 <= config[name] < math.inf:
+        parser.error(f"--{name}={config[name]} must be a finite number, 0 or more")
+for name in "dropout momentum beta1 beta2".split():
+    if not 0 <= config[name] < 1:
+        parser.error(f"--{name}={config[name]} must be at least 0 and less than 1")
+if pattern not in ("fixed", "strided", "dense"):
+    parser.error(f"--pattern={pattern} must be fixed, strided or dense")
+if combine not in ("heads", "layers"):
+    parser.error(f"--combine={combine} must be heads or layers")
+if position_dims not in (1, 2):
+    parser.error(f"--position_dims={position_dims} must be 1 or 2")
+if not 0 < stride <= block_size and (pattern != "dense" or position_dims == 2):
+    parser.error(f"--stride={stride} must be from 1 to --block_size={block_size}")
+if not 0 < summary <= stride:
+    parser.error(f"--summary={summary} must be from 1 to --stride={stride}")
+if pattern != "dense" and combine == "heads" and n_head % 2 != 0:
+    parser.error(f"--n_head={n_head} must be even, or --combine=layers")
+if optimizer not in ("muon", "adamw"):
+    parser.error(f"--optimizer={optimizer} must be muon or adamw")
+if gelu not in ("none", "tanh"):
+    parser.error(f"--gelu={gelu} must be none or tanh")
+if n_embd % n_head != 0:
+    parser.error(f"--n_embd={n_embd} must be divisible by --n_head={n_head}")
+if temperature != 0 and not 0.01 <= temperature <= 100:  # logits could overflow
+    parser.error(f"--temperature={temperature} must be 0, or between 0.01 and 100")
+unit = block_size * world_size * max(1, batch_size)
+if max_iters > 0 and total_batch_size % unit != 0:
+    nearest = max(1, round(total_batch_size / unit)) * unit
+    parser.error(
+        f"--total_batch_size={total_batch_size} must be a multiple of {unit}, which is "
+        f"block_size x processes x batch_size (if given); {nearest} is the nearest"
+    )
+try:
+    torch.zeros(1, device=device).item()
+except Exception as error:  # PyTorch has many ways to say that there is no such device
+    parser.error(f"--device={device}: {str(error).splitlines()[0]}")
+if on_gpu and world_size > 1 and device != "cuda":
+    parser.error(f"--device={device} must be cuda: torchrun gives each process its own")
+if bfloat16 and float16:
+    parser.error("--bfloat16 and --float16 exclude each other: add --no-bfloat16")
+if on_gpu and torch.__version__ < "2.11":  # older ones gave wrong results
+    sys.exit("on a GPU, PyTorch 2.11 or newer is needed: pip install --upgrade torch")
+if on_gpu and compile and importlib.util.find_spec("triton") is None:
+    compile = False
+    log("triton is not installed, so the model will not be compiled")
+try:  # find out now, not at the first checkpoint
+    if max_iters > 0 and rank == 0:
+        Path(out_dir).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out_dir) as f:
+            f.write(b"x")
+except OSError as error:
+    parser.error(f"--out_dir={out_dir} is not writable: {error.strerror}")
+if Path(export_dir).is_file():
+    parser.error(f"--export_dir={export_dir} is a file; give the name of a folder")
+
+if show_pattern:
+    draw_pattern()
+    sys.exit()
+
+# -------------------------------------------------------------------- OpenAI's weights
+theirs = None  # a GPT2LMHeadModel of HuggingFace's transformers
+start_from_theirs = False
+if init_from not in ("resume", "scratch") and not Path(init_from).is_file():
+    start_from_theirs = init_from.startswith("gpt2") or Path(init_from).is_dir()
+if start_from_theirs or export_dir:
+    if pattern != "dense" or position_dims != 1:
+        parser.error("GPT-2's weights need --pattern=dense --position_dims=1")
+    try:
+        import transformers
+    except ImportError:
+        sys.exit("--init_from and --export_dir need more: pip install transformers")
+if start_from_theirs:
+    try:
+        theirs = transformers.GPT2LMHeadModel.from_pretrained(init_from)
+    except Exception as error:  # whatever its download or its files lead to
+        sys.exit(f"--init_from={init_from}: {str(error).strip().splitlines()[0]}")
+    n_layer = theirs.config.n_layer
+    n_head = theirs.config.n_head
+    n_embd = theirs.config.n_embd
+    gelu = "tanh"
+    if theirs.config.activation_function == "gelu":
+        gelu = "none"
+    if theirs.config.n_positions < block_size:
+        parser.error(f"--block_size must be at most {theirs.config.n_positions}")
+    if theirs.config.vocab_size != vocab_size:
+        sys.exit(f"{data_dir} has other tokens than {init_from}; use GPT-2's")
+elif init_from not in ("resume", "scratch") and not Path(init_from).is_file():
+    parser.error(f"--init_from={init_from}: there is no such file, folder or model")
+
+
+def pairs_with(theirs):
+    """Pairs of tensors: a parameter of the transformers model, and the one of ours."""
+    for name, p in theirs.transformer.named_parameters():
+        if name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")):
+            p = p.T  # theirs are transposed
+        ours = model.get_parameter(name)
+        n = min(len(p), len(ours))  # no padding, and as many positions as both have
+        yield p[:n], ours[:n]
+
+
+@torch.no_grad()
+def import_weights(theirs):
+    """Copy the weights of a GPT2LMHeadModel of transformers into the model."""
+    for source, target in pairs_with(theirs):
+        target.copy_(source)
+
+
+@torch.no_grad()
+def export_weights(folder):
+    """Write the model so that GPT2LMHeadModel.from_pretrained(folder) can load it."""
+    their_config = transformers.GPT2Config(
+        vocab_size=vocab_size,
+        n_positions=block_size,
+        n_layer=n_layer,
+        n_head=n_head,
+        n_embd=n_embd,
+        activation_function={"none": "gelu", "tanh": "gelu_new"}[gelu],
+        bos_token_id=vocab_size - 1,
+        eos_token_id=vocab_size - 1,
+    )
+    theirs = transformers.GPT2LMHeadModel(their_config)
+    for target, source in pairs_with(theirs):
+        target.copy_(source)
+    theirs.save_pretrained(folder)
+
+
+# ------------------------------------------------------------------------------- Start
+if hasattr(sys.stdout, "reconfigure"):  # a notebook's has no such method
+    sys.stdout.reconfigure(errors="replace")  # print "?" for what a console cannot show
+torch.set_float32_matmul_precision("high")  # fast float32 on GPUs
+if device == "cpu" and sys.platform == "linux":
+    # Let glibc keep freed memory, instead of asking the kernel for new pages
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt(-4, 0)  # M_MMAP_MAX
+    mallopt(-1, -1)  # M_TRIM_THRESHOLD
+torch.manual_seed(seed)
+model = GPT().to(device)
+n_params = sum(p.numel() for p in model.parameters())
+
+
+def largest_batch_size(memory):
+    """The largest micro-batch, in sequences, that fits in this many bytes.
+
+    A parameter takes up to 20 bytes: weight, gradient, AdamW's two means, DDP's buffer.
+    A token takes 34 bytes per layer and channel (Korthikanti et al. 2022, equation 2),
+    or 68 in single precision, and its logits with their gradients about 13 bytes per
+    entry of the vocabulary.
+    """
+    per_token = 34 * n_layer * n_embd
+    if not bfloat16 and not float16:
+        per_token *= 2
+    per_token += 13 * len(model.wte.weight)
+    tokens = (0.9 * memory - 20 * n_params) / per_token
+    # Kernels count the logits, tokens x vocabulary, in 32 bits
+    tokens = min(tokens, 2**31 / len(model.wte.weight))
+    largest = 1
+    for size in range(1, per_process + 1):
+        if per_process % size == 0 and size * block_size <= tokens:
+            largest = size
+    return largest
+
+
+per_process = total_batch_size // (block_size * world_size)  # sequences per step
+micro_batch_size = batch_size
+if batch_size == 0:
+    memory = 2**33  # bytes; without a GPU, assume 8 GiB
+    if on_gpu:
+        memory = torch.cuda.get_device_properties(device).total_memory
+    micro_batch_size = largest_batch_size(memory)
+accumulation = per_process // micro_batch_size  # micro-steps per step
+log(
+    f"{n_params:,} parameters, {vocab_size} different tokens, {world_size} x {device}, "
+    f"{accumulation} micro-steps of {micro_batch_size} x {block_size} tokens"
+)
+# compiled and wrapped share the weights of model. dynamic=False: compile for one shape
+compiled = model
+if compile:
+    compiled = torch.compile(model, dynamic=False)
+wrapped = compiled
+if world_size > 1:
+    wrapped = DistributedDataParallel(compiled)
+
+
+# --------------------------------------------------------------------------- Optimizer
+def share_of(x):
+    """The part of x, along its first dimension, that this process works on."""
+    size = math.ceil(len(x) / world_size)
+    return x[rank * size : (rank + 1) * size]
+
+
+def join_shares(share, length):
+    """Put the shares of all processes together again. length: that of the whole."""
+    if world_size == 1:
+        return share
+    size = math.ceil(length / world_size)
+    padded = share.new_zeros(size, *share.shape[1:])  # the last share can be shorter
+    padded[: len(share)] = share
+    shares = [torch.empty_like(padded) for _ in range(world_size)]
+    dist.all_gather(shares, padded)
+    return torch.cat(shares)[:length]
+
+
 class Muon(torch.optim.Optimizer):
-    """Moves a matrix by its mean gradient (Nesterov's), whose singular values are first made 1.
+    """Gradient descent with momentum, for matrices (Jordan et al. 2024).
 
-    So it learns equally fast in all directions (Jordan et al. 2024). A step is as large as one of
-    AdamW usually is (Liu et al. 2025, equation 4). Matrices are taken in pieces of n_embd rows (of
-    c_attn: query, key, value), none higher than wide; those of a group are computed as one batch.
+    In a plain update, a few directions dominate. Here all its singular values, which
+    say how far it moves the matrix in each direction, are set to about 1. Matrices are
+    cut into pieces of n_embd rows: c_attn, for example, into query, key and value.
+    Every process computes its share of the pieces, and has the mean gradient of those
+    only (ZeRO-1, Rajbhandari et al. 2020).
     """
 
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
-            pieces = [p.grad.unflatten(0, (-1, n_embd)) for p in group["params"]]
-            x = torch.cat(pieces)  # (pieces of all matrices, n_embd, columns)
-            state = self.state[group["params"][0]]
-            state["mean"] = state["mean"].lerp_(x, 1 - momentum) if state else x * (1 - momentum)
-            x = x.lerp_(state["mean"], momentum).to(torch.bfloat16 if bfloat16 else torch.float32)
-            x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)  # no singular value is above 1 now
-            for _ in range(5):  # Newton and Schulz: a polynomial that brings all near 1
+            grads = [p.grad.unflatten(0, (-1, n_embd)) for p in group["params"]]
+            x = share_of(torch.cat(grads))  # (pieces of this process, n_embd, columns)
+            state = self.state[group["params"][0]]  # one for the whole group
+            if "mean" not in state:
+                state["mean"] = torch.zeros_like(x)
+            mean = state["mean"].lerp_(x, 1 - momentum)  # a running mean of x
+            x = x.lerp_(mean, momentum)  # Nesterov: the new x counts once more
+            x = x.to(torch.bfloat16 if bfloat16 else torch.float32)
+            # Divided by its norm, x has singular values of at most 1. Five rounds of
+            # Newton-Schulz, a polynomial of x, then bring them all close to 1.
+            # baddbmm(c, a, b) is beta * c + alpha * a @ b
+            x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+            for _ in range(5):
                 a = x @ x.mT
-                b = torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315)  # -4.7750 a + 2.0315 a @ a
+                b = torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315)
                 x = torch.baddbmm(x, b, x, beta=3.4445)
-            for p, update in zip(group["params"], x.split([len(piece) for piece in pieces])):
+            lengths = [len(grad) for grad in grads]
+            updates = join_shares(x, sum(lengths)).split(lengths)
+            for p, update in zip(group["params"], updates):
                 p.mul_(1 - group["lr"] * weight_decay)
-                p.sub_(update.flatten(0, 1), alpha=group["lr"] * 0.2 * p.shape[1] ** 0.5)
+                # Makes an update as large as AdamW's (Liu et al. 2025, equation 4)
+                step_size = group["lr"] * 0.2 * p.shape[1] ** 0.5
+                p.sub_(update.flatten(0, 1), alpha=step_size)
+
+    def state_dict(self):
+        """The state of all processes, which must call this together."""
+        whole = super().state_dict()
+        for group, saved in zip(self.param_groups, whole["param_groups"]):
+            first = saved["params"][0]  # number of the parameter that has the state
+            if first in whole["state"]:
+                mean = whole["state"][first]["mean"]
+                length = sum(len(p) // n_embd for p in group["params"])
+                whole["state"][first] = {"mean": join_shares(mean, length)}
+        return whole
+
+    def load_state_dict(self, whole):
+        """Keep only the share of this process."""
+        shares = {}
+        for first, state in whole["state"].items():
+            mean = share_of(state["mean"]).clone()  # a copy: the whole can be freed
+            shares[first] = {"mean": mean}
+        super().load_state_dict({**whole, "state": shares})
 
 
-# Muon is made for the matrices inside the blocks; AdamW takes the embeddings, norms and biases.
-# AdamW is gradient descent that scales learning_rate for every weight by itself
-matrices = [p for p in model.h.parameters() if p.ndim == 2]
-others = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
-adamw = {"betas": (beta1, beta2), "fused": True}  # fused: all weights in one go
-if optimizer == "muon":  # {}: without defaults, since each step sets "lr"
-    groups = [{"params": [p for p in matrices if p.shape[1] == n]} for n in (n_embd, 4 * n_embd)]
-    optimizers = [Muon(groups, {}), torch.optim.AdamW(others, weight_decay=0, **adamw)]
+# Muon takes the matrices of the blocks, AdamW takes embeddings, biases and LayerNorms
+# AdamW is gradient descent with a separate step size for each weight
+matrices = []
+others = []
+for name, p in model.named_parameters():
+    if name.startswith("h.") and p.ndim == 2:
+        matrices.append(p)
+    else:
+        others.append(p)
+# In each step, a group's learning rate will be get_lr(step) * lr_scale
+if optimizer == "muon":
+    # Muon stacks the matrices of a group, so they need the same number of columns
+    narrow = {"params": [p for p in matrices if p.shape[1] == n_embd], "lr_scale": 1.0}
+    wide = {"params": [p for p in matrices if p.shape[1] != n_embd], "lr_scale": 1.0}
+    rest = {"params": others, "lr_scale": adamw_share, "weight_decay": 0.0}
+    adamw = torch.optim.AdamW([rest], betas=(beta1, beta2), fused=True)
+    optimizers = [Muon([narrow, wide], defaults={}), adamw]
 else:
-    groups = [{"params": matrices}, {"params": others, "weight_decay": 0}]
-    optimizers = [torch.optim.AdamW(groups, weight_decay=weight_decay, **adamw)]
-scaler = torch.amp.GradScaler(device_type, enabled=float16)  # Micikevicius et al. 2018, 3.2
+    decayed = {"params": matrices, "lr_scale": 1.0, "weight_decay": weight_decay}
+    rest = {"params": others, "lr_scale": 1.0, "weight_decay": 0.0}
+    adamw = torch.optim.AdamW([decayed, rest], betas=(beta1, beta2), fused=True)
+    optimizers = [adamw]
+scaler = torch.amp.GradScaler(device_type, enabled=float16)  # keeps gradients in range
 
 
 def get_lr(step):
-    """The learning rate of a step: up to learning_rate in warmup_iters steps, then down to 0."""
+    """The learning rate for a step: linear warm-up to the peak, linear decay to 0."""
     if step < warmup_iters:
         return learning_rate * (step + 1) / warmup_iters
     return learning_rate * (max_iters - step) / (max_iters - warmup_iters)
 
 
-# ---------------------------------------------------------------------------------- Checkpoints
-shape = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "gelu")
-shape += ("pattern", "stride", "summary", "combine", "position_dims")  # they must fit, too
-shape = {name: globals()[name] for name in shape}
+# ------------------------------------------------------------------------- Checkpoints
+# Only a run that agrees on all of this can continue from a checkpoint
+identity = {
+    "n_layer": n_layer,
+    "n_head": n_head,
+    "n_embd": n_embd,
+    "gelu": gelu,
+    "pattern": pattern,
+    "stride": stride,
+    "summary": summary,
+    "combine": combine,
+    "position_dims": position_dims,
+    "block_size": block_size,
+    "vocab_size": vocab_size,
+    "optimizer": optimizer,
+    "data": zlib.crc32(shards["val"][0][:1_000_000]),  # a fingerprint
+}
 
 
-def save_checkpoint(names, step, best_val_loss):
-    """Write all that training needs to go on from here; a file appears complete or not at all."""
-    checkpoint = {"shape": shape, "step": step, "best_val_loss": best_val_loss}
+def save_checkpoint(name, step):
+    """Save all that is needed to continue, and never leave a half-written file.
+
+    All processes must call this together; the first one writes.
+    """
+    checkpoint = {"identity": identity, "step": step, "best_val_loss": best_val_loss}
     checkpoint["model"] = model.state_dict()
     checkpoint["optimizers"] = [opt.state_dict() for opt in optimizers]
-    checkpoint["scaler"], checkpoint["config"] = scaler.state_dict(), config
-    written, link = Path(out_dir, names[0]).with_suffix(".tmp"), Path(out_dir, "link.tmp")
+    checkpoint["scaler"] = scaler.state_dict()
+    checkpoint["config"] = config  # for the record
+    if rank != 0:
+        return
     try:
-        written.unlink(missing_ok=True)  # what a killed run left may be a name of best.pt, too
-        with open(written, "wb") as f:
-            torch.save(checkpoint, f)
-            f.flush()
-            os.fsync(f.fileno())  # on the disk before it gets a name
-        for name in names:
-            link.unlink(missing_ok=True)
-            try:
-                os.link(written, link)
-            except OSError:  # a file system without links
-                shutil.copyfile(written, link)
-            os.replace(link, Path(out_dir, name))
-    except (OSError, RuntimeError) as error:
-        sys.exit(f"{out_dir}/{names[0]}: {error}; free some space or choose another --out_dir")
-    finally:
-        written.unlink(missing_ok=True)
+        with tempfile.TemporaryDirectory(dir=out_dir) as folder:  # for this run only
+            unfinished = Path(folder, name).with_suffix(".tmp")
+            with open(unfinished, "wb") as f:
+                torch.save(checkpoint, f)
+                f.flush()
+                os.fsync(f.fileno())  # it is on the disk before it gets its name
+            os.replace(unfinished, Path(out_dir, name))  # all at once
+    except (OSError, RuntimeError) as error:  # the disk is full, for example
+        sys.exit(f"{out_dir}/{name} could not be written: {error}")
 
 
-def load_checkpoint(path, only_model=False):
-    """Make model and optimizers what they were at save_checkpoint; returns step, best_val_loss."""
+def load_checkpoint(path, weights_only=False):
+    """Restore model and optimizers. Returns the step and the best val loss so far.
+
+    weights_only: only the model, which can then learn from other data.
+    """
     try:
-        with zipfile.ZipFile(path) as archive:
-            if archive.testzip() is not None:  # torch.load does not look at its checksums
-                raise ValueError("is damaged, its checksums are wrong")
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        if checkpoint["shape"] != shape:
-            raise ValueError(f"its model is {checkpoint['shape']}, not {shape}")
+        if zipfile.ZipFile(path).testzip() is not None:  # torch.save writes zip files
+            raise ValueError("the file is damaged (wrong checksum)")
+        # With mmap, the optimizers' state does not take up memory if it is not used
+        checkpoint = torch.load(
+            path, map_location="cpu", weights_only=True, mmap=weights_only
+        )
+        for key, value in identity.items():
+            found = checkpoint["identity"][key]
+            if found != value and not (weights_only and key in ("data", "optimizer")):
+                raise ValueError(f"saved by a run with {key}={found}, not {value}")
         model.load_state_dict(checkpoint["model"])
-        if not only_model:  # for the start of another run
-            for opt, state in zip(optimizers, checkpoint["optimizers"], strict=True):
-                opt.load_state_dict(state)
-            if checkpoint["scaler"]:  # empty if it was made in another precision
+        if not weights_only:
+            for opt, state in zip(optimizers, checkpoint["optimizers"]):
+                groups = opt.state_dict()["param_groups"]  # the settings of this run
+                opt.load_state_dict({"state": state["state"], "param_groups": groups})
+            if checkpoint["scaler"]:  # empty if the run was not in float16
                 scaler.load_state_dict(checkpoint["scaler"])
         return checkpoint["step"], checkpoint["best_val_loss"]
-    except Exception as error:  # whatever a damaged or foreign file leads to
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        sys.exit(f"{path}: {reason}; --init_from=scratch starts anew, --out_dir=... elsewhere")
+    except Exception as error:  # a damaged file can raise almost anything
+        reason = f"{type(error).__name__}: {error}".split("\n")[0].split(". ")[0]
+        sys.exit(f"{path}: {reason}; give another --out_dir")
 
 
-def copy_weights(theirs, export):
-    """Copy the weights from a GPT2LMHeadModel of transformers to the model, or back: export."""
-    with torch.no_grad():
-        for name, p in theirs.transformer.named_parameters():
-            p = p.T if name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")) else p
-            ours = model.get_parameter(name)
-            n = min(len(p), len(ours))  # without padding, and as many positions as both have
-            source, target = (ours, p) if export else (p, ours)
-            target[:n] = source[:n]
+def evaluate_and_save(step):
+    """Log the val loss and a sample. Save last.pt, and best.pt if it is the best."""
+    global best_val_loss
+    val_loss = estimate_loss()
+    line = f"step {step:5d}/{max_iters} | val loss {val_loss:.4f}"
+    accuracy = ""  # an empty field in log.csv
+    if questions:
+        accuracy = hellaswag_accuracy()
+        line += f" | hellaswag {accuracy:.4f}"
+    log(line)
+    append_to_log(step=step, val_loss=val_loss, hellaswag=accuracy)
+    if not math.isfinite(val_loss):
+        sys.exit("the val loss is not a number; try a lower --learning_rate")
+    if rank == 0:
+        log(sample(1, 80)[0])
+    if val_loss < best_val_loss:
+        best_val_loss = val_loss
+        save_checkpoint("best.pt", step)
+    save_checkpoint("last.pt", step)
+    if step % keep_every == 0:
+        save_checkpoint(f"step_{step:06d}.pt", step)
 
 
-def export_weights(folder):
-    """Write the model so that GPT2LMHeadModel.from_pretrained(folder) of transformers loads it."""
-    size = {"vocab_size": vocab_size, "n_positions": block_size, "n_embd": n_embd, "n_head": n_head}
-    more = {"n_layer": n_layer, "activation_function": "gelu" if gelu == "none" else "gelu_new"}
-    more |= dict.fromkeys(("bos_token_id", "eos_token_id"), vocab_size - 1)
-    theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(**size, **more))
-    copy_weights(theirs, export=True)
-    theirs.save_pretrained(folder)
-
-
-first_step, best_val_loss = 0, torch.inf
-goes_on = init_from == "resume" or init_from != "scratch" and max_iters > 0  # fine-tuning, too
-if goes_on and Path(out_dir, "last.pt").exists():
-    first_step, best_val_loss = load_checkpoint(Path(out_dir, "last.pt"))
-    log(f"{out_dir}/last.pt: going on from step {first_step}")
-elif theirs is not None:
-    copy_weights(theirs, export=False)
-elif init_from not in ("resume", "scratch"):
-    load_checkpoint(init_from, only_model=True)
-    log(f"{init_from}: starting from its weights")
-lock = filelock.FileLock(Path(out_dir, "lock"), is_singleton=True)  # keeps other runs out
-if max_iters > 0 and rank == 0:
-    try:
-        Path(out_dir).mkdir(parents=True, exist_ok=True)
-        lock.acquire(blocking=False)
-    except OSError as error:
-        if error.errno != errno.ENOLCK:  # that would be a file system without locks
-            sys.exit(f"{out_dir}: {error} Is another run using it? Choose another --out_dir")
-
-
-# -------------------------------------------------------------------------------- Training loop
-def append_to_log(*row):
-    """Add a row to out_dir/log.csv: its columns are named here, and a value may be empty."""
-    columns = "step,loss,learning_rate,grad_norm,ms,tokens_per_second,mfu,val_loss,hellaswag\n"
-    try:
-        with open(Path(out_dir, "log.csv"), "a") as f:
-            f.write((columns if f.tell() == 0 else "") + ",".join(map(str, row)) + "\n")
-    except OSError as error:
-        sys.exit(f"{out_dir}/log.csv: {error}; free some space or choose another --out_dir")
-
-
-peaks = {  # 10^12 operations per second in half precision, dense, by the data sheets
-    2500: "GB200",
-    2250: "B200",
-    989: "H100 80GB HBM3, H200, H800, GH200 480GB",
-    835: "H100 NVL, H200 NVL",
-    756: "H100 PCIe, H800 PCIe",
-    364: "RTX 6000 Ada Generation",
-    362: "L40S",
-    312: "A100-SXM4-40GB, A100-SXM4-80GB, A100-PCIE-40GB, A100 80GB PCIe, A800-SXM4-80GB",
-    209: "GeForce RTX 5090",
-    181: "L40",
-    165: "GeForce RTX 4090, A30",
-    150: "A40",
-    125: "A10, Tesla V100-SXM2-16GB, Tesla V100-SXM2-32GB",
-    121: "L4",
-    112: "Tesla V100-PCIE-16GB, Tesla V100-PCIE-32GB",
-    71: "GeForce RTX 3090",
-    65: "Tesla T4",
+# --------------------------------------------------------------------------------- Log
+# Peak throughput in half precision, in teraflops (dense), from the data sheets
+peaks = {
+    "NVIDIA B200": 2250,
+    "NVIDIA H200": 989,
+    "NVIDIA H100 80GB HBM3": 989,
+    "NVIDIA H100 PCIe": 756,
+    "NVIDIA A100-SXM4-80GB": 312,
+    "NVIDIA A100-SXM4-40GB": 312,
+    "NVIDIA A100 80GB PCIe": 312,
+    "NVIDIA L40S": 362,
+    "NVIDIA L4": 121,
+    "NVIDIA A10": 125,
+    "NVIDIA GeForce RTX 5090": 209,
+    "NVIDIA GeForce RTX 4090": 165,
+    "NVIDIA GeForce RTX 3090": 71,
+    "Tesla V100-SXM2-16GB": 125,
+    "Tesla T4": 65,
 }
-gpu = torch.cuda.get_device_name(device).removeprefix("NVIDIA ") if on_gpu else ""
-peak = next((tera for tera, names in peaks.items() if gpu in names.split(", ")), math.nan)
-peak *= world_size * 1e12
-# 6 per parameter (Kaplan et al. 2020, section 2.1) and 12 * T per channel and layer in attention
-# (a position sees but T / 2 others on average: so twice the mean of both hops if sparse)
+peak = math.nan
+if on_gpu:
+    peak = peaks.get(torch.cuda.get_device_name(device), math.nan) * 1e12 * world_size
+# Operations per step: for each token 6 per parameter (Kaplan et al. 2020, section 2.1)
+# and, for attention, 12 * T per channel and layer. Of the T keys a query sees T / 2 on
+# average; with sparse attention, twice the mean of both hops stands for T
 rows = block_size / stride
-keys = {"dense": block_size, "strided": stride + rows / 2, "fixed": (stride + rows * summary) / 2}
-flops = total_batch_size * (6 * n_params + 12 * n_layer * n_embd * keys[pattern])  # of a step
-seconds = 0.0  # of training, without its first step, evaluation and checkpoints
-stop = []  # Ctrl-C or a scheduler's SIGTERM put something in: then the step is finished and saved
-signals = (signal.SIGINT, signal.SIGTERM)
-before = [signal.signal(signum, lambda *_: stop.append("now")) for signum in signals]
+keys = {
+    "dense": block_size,
+    "strided": stride + rows / 2,
+    "fixed": (stride + rows * summary) / 2,
+}
+flops = total_batch_size * (6 * n_params + 12 * n_layer * n_embd * keys[pattern])
+columns = "step,loss,lr,grad_norm,ms,tokens_per_second,mfu,val_loss,hellaswag"
+log_file = Path(out_dir, "log.csv")
+
+
+def append_to_log(**row):
+    """Add a row to log.csv. Columns that are not given stay empty."""
+    if rank != 0:
+        return
+    values = [str(row.get(name, "")) for name in columns.split(",")]
+    try:
+        with open(log_file, "a") as f:
+            f.write(",".join(values) + "\n")
+    except OSError as error:
+        sys.exit(f"{log_file} cannot be written: {error}")
+
+
+def start_log():
+    """Write log.csv anew, without the rows of steps that will be trained again."""
+    rows = [columns]
+    if log_file.exists():
+        for row in log_file.read_text().splitlines()[1:]:
+            step = row.split(",")[0]
+            complete = step.isdigit() and row.count(",") == columns.count(",")
+            if complete and int(step) <= first_step:
+                rows.append(row)
+    try:
+        with tempfile.TemporaryDirectory(dir=out_dir) as folder:  # for this run only
+            unfinished = Path(folder, "log.tmp")
+            unfinished.write_text("\n".join(rows) + "\n")
+            os.replace(unfinished, log_file)
+    except OSError as error:
+        sys.exit(f"{log_file} cannot be written: {error}")
+
+
+def log_step(step, loss, norm, seconds):
+    """Write a row of log.csv and, every log_interval steps, a line of progress."""
+    global timed_steps, timed_seconds
+    if not math.isfinite(loss):
+        sys.exit(f"step {step}: the loss is {loss}; try a lower --learning_rate")
+    if step > first_step + 1:  # the first one compiles
+        timed_steps += 1
+        timed_seconds += seconds
+    speed = total_batch_size / seconds  # tokens per second
+    mfu = flops / seconds / peak  # model flops utilization
+    lr = get_lr(step - 1)  # get_lr counts from 0
+    append_to_log(
+        step=step,
+        loss=loss,
+        lr=lr,
+        grad_norm=norm,
+        ms=1000 * seconds,
+        tokens_per_second=speed,
+        mfu=mfu,
+    )
+    if step % log_interval == 0 or step == first_step + 10:
+        line = f"step {step:5d}/{max_iters} | loss {loss:.4f} | lr {lr:.2e} | "
+        line += f"norm {norm:.3f} | {1000 * seconds:.0f} ms | {speed:,.0f} tokens/s"
+        if math.isfinite(mfu):
+            line += f" | mfu {mfu:.1%}"
+        if timed_steps > 0:
+            minutes = timed_seconds / timed_steps * (max_iters - step) / 60
+            line += f" | {minutes:.1f} min left"
+        log(line)
+
+
+def request_stop(signum, frame):
+    """On Ctrl-C, finish the step and save. A second Ctrl-C ends the program at once."""
+    global stop_requested
+    stop_requested = True
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # from now on it ends the program
+
+
+# ---------------------------------------------------------------------------- Training
+first_step = 0
+best_val_loss = math.inf
+names = ["last.pt", "best.pt"]
+if max_iters == 0:
+    names = ["best.pt", "last.pt"]  # to sample, the best weights are better
+found = [Path(out_dir, name) for name in names if Path(out_dir, name).exists()]
+if found and max_iters > 0 and init_from != "scratch":  # also if it fine-tunes a model
+    first_step, best_val_loss = load_checkpoint(found[0])
+    log(f"{found[0]}: continuing from step {first_step}")
+elif found and init_from == "resume":
+    step, val_loss = load_checkpoint(found[0], weights_only=True)
+    log(f"{found[0]}: the weights of step {step}; best val loss {val_loss:.4f}")
+elif theirs is not None:
+    import_weights(theirs)
+    theirs = None  # frees its memory
+elif init_from not in ("resume", "scratch"):
+    load_checkpoint(init_from, weights_only=True)
+    log(f"{init_from}: starting from its weights")
+elif max_iters == 0:
+    log("no weights were loaded: this model is untrained")
+if world_size > 1:
+    starts = [None] * world_size
+    dist.all_gather_object(starts, (first_step, best_val_loss))
+    if len(set(starts)) > 1:
+        log(f"--out_dir={out_dir} is not the same folder for all processes: {starts}")
+        sys.exit(1)
+
+if max_iters > 0 and rank == 0:
+    start_log()
+timed_steps = 0
+timed_seconds = 0.0
+stop_requested = False
+stop_signals = [signal.SIGINT, signal.SIGTERM]
+if hasattr(signal, "SIGHUP"):  # a closed terminal; Windows does not have it
+    stop_signals.append(signal.SIGHUP)
+handlers = {}  # the signal handlers from before
+for signum in stop_signals:
+    if signal.getsignal(signum) != signal.SIG_IGN:  # nohup makes SIGHUP ignored
+        handlers[signum] = signal.signal(signum, request_stop)
 batch = get_batch(first_step, 0)
 for step in range(first_step, max_iters):
-    torch.manual_seed(hash((seed, step, rank)))  # so dropout depends on the step alone
+    torch.manual_seed(hash((seed, step, rank)))  # so dropout repeats on resume
     start = time.perf_counter()
-    model.zero_grad()  # or gradients would add up
+    model.zero_grad()  # otherwise the new gradients would be added
     loss_sum = torch.zeros((), device=device)
     for micro_step in range(accumulation):
+        x, y = batch
         last = micro_step == accumulation - 1
-        wrapped.require_backward_grad_sync = last  # DDP averages gradients once, at the end
-        loss = wrapped(*batch) / accumulation
+        wrapped.require_backward_grad_sync = last  # DDP averages the gradients once
+        loss = wrapped(x, y) / accumulation
         # The next batch is read and copied while the GPU computes
-        batch = get_batch(step + 1, 0) if last else get_batch(step, micro_step + 1)
+        if last:
+            batch = get_batch(step + 1, 0)
+        else:
+            batch = get_batch(step, micro_step + 1)
         scaler.scale(loss).backward()
         loss_sum += loss.detach()
     for opt in optimizers:
         scaler.unscale_(opt)
     norm = nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
-    skip = float16 and not norm.isfinite()  # a gradient was too large for 16 bits
-    for opt in optimizers if not skip else ():
-        for group in opt.param_groups:
-            group["lr"] = get_lr(step) * (1.0 if opt is optimizers[0] else adamw_share)
-        opt.step()
+    overflow = float16 and not norm.isfinite()
+    if not overflow:  # otherwise skip the step; scaler.update() lowers the scale
+        for opt in optimizers:
+            for group in opt.param_groups:
+                group["lr"] = get_lr(step) * group["lr_scale"]
+            opt.step()
     scaler.update()
-    loss, stops = add_up(loss_sum / world_size, len(stop))  # waits for the device to be done
-    ms = 1000 * (time.perf_counter() - start)
-    seconds += ms / 1000 if step > first_step else 0.0  # the first step compiles
-    if not math.isfinite(loss):
-        sys.exit(f"step {step}: loss {loss}; resume from {out_dir} with a lower --learning_rate")
-    speed = 1000 * total_batch_size / ms  # tokens per second
-    mfu = 1000 * flops / ms / peak  # share of the hardware's peak, NaN where that is unknown
-    if step % log_interval == 0:
-        left = seconds / (step - first_step) * (max_iters - step - 1) / 60 if seconds else math.nan
-        log(
-            f"step {step:5d}/{max_iters} | loss {loss:.4f} | lr {get_lr(step):.2e} | "
-            f"norm {norm:.3f} | {ms:.0f} ms | {speed:,.0f} tokens/s | "
-            f"mfu {'n/a' if math.isnan(mfu) else f'{mfu:.1%}'} | {left:.1f} min left"
-        )
-    if rank == 0:
-        append_to_log(step, loss, get_lr(step), norm.item(), ms, speed, mfu, "", "")
+    # Adding up over the processes lets all of them stop in the same step. It also waits
+    # for the device to finish
+    mean_loss, stops = add_up(loss_sum / world_size, stop_requested)
     done = step + 1
-    if done % eval_interval == 0 or done in (1, max_iters):  # after 1: what fails, fails soon
-        val_loss = estimate_loss()
-        accuracy = hellaswag_accuracy() if questions else "n/a"
-        log(f"step {done:5d}/{max_iters} | val loss {val_loss:.4f} | hellaswag {accuracy}")
-        if not val_loss < torch.inf:
-            sys.exit("That is no number; try a lower --learning_rate")
-        names = ["best.pt", "last.pt"] if val_loss < best_val_loss else ["last.pt"]
-        names += [f"step_{done:06d}.pt"] if done % keep_every == 0 else []
-        best_val_loss = min(best_val_loss, val_loss)
-        if rank == 0:
-            append_to_log(done, *[""] * 6, val_loss, accuracy)
-            save_checkpoint(names, done, best_val_loss)
+    log_step(done, mean_loss, norm.item(), time.perf_counter() - start)
+    # Also after the first step, so that an evaluation that fails does so at once
+    if done % eval_interval == 0 or done in (1, max_iters):
+        evaluate_and_save(done)
     if stops > 0:
-        if rank == 0:
-            save_checkpoint(["last.pt"], done, best_val_loss)
-        log(f"stopped, saved in {out_dir}: the same command goes on from there")
-        sys.exit(130)  # as programs do that Ctrl-C has ended
-for signum, handler in zip(signals, before):
+        save_checkpoint("last.pt", done)
+        if world_size > 1:
+            dist.barrier()  # torchrun ends all processes when the first one exits
+        hint = "run the same command again to continue"
+        if init_from == "scratch":
+            hint = "to continue, add --init_from=resume to the command"
+        log(f"saved in {out_dir}; {hint}")
+        sys.exit(130)  # the conventional exit code after Ctrl-C
+for signum, handler in handlers.items():
     signal.signal(signum, handler)
-lock.release(force=True)
 
-
-# ------------------------------------------------------------------------------------- Sampling
-@torch.no_grad()
-# Entered here, autocast casts the weights once: 24 instead of 94 ms per token of gpt2 on a CPU
-@torch.autocast(device_type, **half)
-def generate(idx, max_new_tokens, temperature=1.0, top_k=0, use_cache=True):
-    """Continue the sequences idx (B, T) by sampling: returns (B, T + max_new_tokens)."""
-    model.eval()
-    for i in range(max_new_tokens):
-        if i == 0 or idx.shape[1] > block_size or not use_cache:
-            # The start, and when the window slides: then every token has a new position
-            for block in model.h:
-                block.attn.cache = [] if use_cache else None
-            logits = model.logits(idx[:, -block_size:])  # no position beyond block_size is known
-        else:
-            logits = model.logits(idx[:, -1:])  # only the new token, the cache has the others
-        logits = logits[:, -1]  # the scores of what follows the last token, (B, V)
-        if top_k > 0:
-            kth = logits.topk(min(top_k, vocab_size)).values[:, -1:]  # (B, 1)
-            logits[logits < kth] = -torch.inf
-        if temperature > 0:
-            probs = F.softmax(logits / temperature, dim=-1)  # scores to probabilities
-            idx_next = torch.multinomial(probs, num_samples=1)  # (B, 1)
-        else:
-            idx_next = logits.argmax(dim=-1, keepdim=True)
-        idx = torch.cat((idx, idx_next), dim=1)
-    for block in model.h:
-        block.attn.cache = None
-    model.train()
-    return idx
-
-
-if rank == 0:
-    if best_val_loss < torch.inf:  # there is a checkpoint of this model
-        load_checkpoint(Path(out_dir, "best.pt"))
-    torch.manual_seed(seed)
-    # Without a prompt, what stands between documents: <|endoftext|>, or a new line
-    start_ids = encode(prompt) or [50256 if tokenizer else ord("\n")]
-    idx = torch.tensor([start_ids] * num_samples, device=device)  # (B, T)
-    for ids in generate(idx, max_new_tokens, temperature, top_k).tolist():
-        print("-" * 80, decode(ids), sep="\n")
-    print("-" * 80)
-    if export_dir:
-        export_weights(export_dir)
-        print(f"{export_dir}: GPT2LMHeadModel.from_pretrained loads it")
-    if best_val_loss < torch.inf:
-        print(f"final val loss {best_val_loss:.4f}")
+# ------------------------------------------------------------------------------ Result
 if world_size > 1:
-    dist.barrier()  # meanwhile gloo's threads let go of their tensors, before Python ends
+    dist.barrier()
     dist.destroy_process_group()
+if rank > 0:
+    sys.exit()  # the rest is for one process alone
+if max_iters > 0 and Path(out_dir, "best.pt").exists():
+    load_checkpoint(Path(out_dir, "best.pt"), weights_only=True)
+try:
+    for text in sample(num_samples, max_new_tokens):
+        log("-" * 80 + "\n" + text)
+except KeyboardInterrupt:
+    sys.exit(130)
+log("-" * 80)
+if export_dir:
+    export_weights(export_dir)
+    log(f"{export_dir}: GPT2LMHeadModel.from_pretrained can load it")
+if max_iters > 0:
+    log(f"final val loss {best_val_loss:.4f}")
