@@ -1,9 +1,9 @@
-"""Draws the pictures of the course; needs matplotlib.
+"""Draw the pictures of the course; needs matplotlib.
 
-    python docs/draw.py                  all of them, to docs/
-    python docs/draw.py NAME ...         some: bigram, heads, shapes, schedule, worth, ...
+    python docs/draw.py              all of them, to docs/
+    python docs/draw.py NAME ...     some: bigram, heads, shapes, schedule, worth, ...
 
-bigram and heads train bigram.py and v2_attention.py for it, in the folder from which it is called;
+bigram and heads first train bigram.py and v2_attention.py, in the current folder;
 curves, samples, peers, cost and worth draw what docs/bench has:
     python tests/bench.py curves
     cp out/bench/curves.* docs/bench/
@@ -27,14 +27,19 @@ DOCS = Path(__file__).resolve().parent
 plt.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "", "font.size": 12}
 plt.rcParams |= {"axes.spines.top": False, "axes.spines.right": False}
 plt.rcParams |= {"grid.color": "#e4e4e4", "font.family": "sans-serif"}
-BLUE, ORANGE, GREEN, PURPLE, GREY = "#1f6fb4", "#d9822b", "#2f8f4e", "#7a4a9e", "#888888"
+BLUE = "#1f6fb4"
+ORANGE = "#d9822b"
+GREEN = "#2f8f4e"
+PURPLE = "#7a4a9e"
+GREY = "#888888"
 COLORS = {"bigram": BLUE, "v2_attention": ORANGE, "gpt_char": GREEN}
 COLORS |= {"gpt2_train": "#c23b3b", "sparse_gpt": PURPLE}
 
 
 def tables(part):
     """The tables of a report that tests/bench.py wrote."""
-    return json.loads((DOCS / f"bench/{part}.json").read_text(encoding="utf-8"))["tables"]
+    report = (DOCS / f"bench/{part}.json").read_text(encoding="utf-8")
+    return json.loads(report)["tables"]
 
 
 def save(figure, name, title):
@@ -56,7 +61,9 @@ def train(script):
 def letters(axes, columns, rows):
     """Label the cells of a matrix by characters, the columns on top."""
     show = {" ": "␣", "\n": "↵"}
-    axes.set_xticks([i + 0.5 for i in range(len(columns))], [show.get(c, c) for c in columns])
+    axes.set_xticks(
+        [i + 0.5 for i in range(len(columns))], [show.get(c, c) for c in columns]
+    )
     axes.set_yticks([i + 0.5 for i in range(len(rows))], [show.get(c, c) for c in rows])
     axes.xaxis.tick_top()
     axes.invert_yaxis()
@@ -75,7 +82,9 @@ def bigram():
     counts = (data[:-1] * V + data[1:]).bincount(minlength=V * V).view(V, V).float()
     counted = (counts / counts.sum(dim=1, keepdim=True))[ids][:, ids]
     figure, both = plt.subplots(1, 2, figsize=(9, 5))
-    for axes, table, title in zip(both, (counted, learned), ("counted", "learned in 1,000 steps")):
+    for axes, table, title in zip(
+        both, (counted, learned), ("counted", "learned in 1,000 steps")
+    ):
         axes.pcolormesh(table, cmap="Blues", vmin=0, vmax=0.4)
         for i, row in enumerate(table.tolist()):
             for j, p in enumerate(row):
@@ -87,7 +96,8 @@ def bigram():
         axes.set_title(title, pad=20)
     both[0].set_ylabel("after this character ...")
     figure.supxlabel(
-        "... follows that one, in percent (from 10 on); ␣ is a space, ↵ ends a line", y=0.03
+        "... follows that one, in percent (from 10 on); ␣ is a space, ↵ ends a line",
+        y=0.03,
     )
     save(figure, "bigram", "The table of pairs of characters, counted and learned")
 
@@ -111,8 +121,14 @@ def heads():
         letters(axes, text, text)
         axes.set_title(f"head {n + 1}", pad=18)
     figure.supylabel("the position that looks", x=0.05)
-    figure.supxlabel("the position that it looks at: the darker, the more weight", y=0.05)
-    save(figure, "heads", "The weights of the four heads of v2_attention.py over a line of text")
+    figure.supxlabel(
+        "the position that it looks at: the darker, the more weight", y=0.05
+    )
+    save(
+        figure,
+        "heads",
+        "The weights of the four heads of v2_attention.py over a line of text",
+    )
 
 
 def samples():
@@ -121,14 +137,15 @@ def samples():
     out, y = [], 30
     for step, text in run["samples"].items():
         lines = [line[:64] for line in text.strip("\n").splitlines()[:7]]
-        out.append(f'<text x="20" y="{y}" font-weight="bold">{int(step):,} steps</text>')
+        out.append(
+            f'<text x="20" y="{y}" font-weight="bold">{int(step):,} steps</text>'
+        )
         for i, line in enumerate(lines):
             at = f'x="150" y="{y + 18 * i}" font-family="monospace" font-size="14"'
             out.append(f'<text {at} xml:space="preserve">{html.escape(line)}</text>')
         y += 18 * len(lines) + 22
-    head = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 760 {y}" font-family="sans-serif">'
-    )
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 760 {y}" '
+    head += 'font-family="sans-serif">'
     out = [
         head,
         "<title>What gpt_char.py writes after some steps</title>",
@@ -146,9 +163,13 @@ def shapes():
     axes.axis("off")
 
     def box(x, y, width, height, color, label="", note=""):
-        style = dict(boxstyle="square,pad=0", facecolor=color, edgecolor="black", linewidth=0.8)
+        style = dict(
+            boxstyle="square,pad=0", facecolor=color, edgecolor="black", linewidth=0.8
+        )
         axes.add_patch(FancyBboxPatch((x, y), width, height, **style))
-        axes.text(x + width / 2, y + height / 2, label, ha="center", va="center", fontsize=10)
+        axes.text(
+            x + width / 2, y + height / 2, label, ha="center", va="center", fontsize=10
+        )
         axes.text(x + width / 2, y - 2.6, note, ha="center", va="center", fontsize=9)
 
     def arrow(x, x2, text):
@@ -165,7 +186,9 @@ def shapes():
         for i in range(4):
             box(19 + 9 * n + 2 * i, 18, 2, 14, four[i])
         axes.text(23 + 9 * n, 34, name, ha="center")
-    axes.text(32, 14.5, "(B, T, 3 C), seen as (B, T, 3, nh, hs)", ha="center", fontsize=9)
+    axes.text(
+        32, 14.5, "(B, T, 3 C), seen as (B, T, 3, nh, hs)", ha="center", fontsize=9
+    )
     arrow(46.5, 53, "permute")
     for i in range(4):
         y = 33.5 - 10 * i
@@ -191,10 +214,14 @@ def schedule():
     for name in ("learning_rate", "warmup_iters", "max_iters"):
         names[name] = float(re.search(rf"^{name} = (\S+)", source, re.M)[1])
     exec(re.search(r"^def get_lr.*?(?=\n\n\n)", source, re.M | re.S)[0], names)
-    figure, (start, whole) = plt.subplots(1, 2, figsize=(9, 3.2), width_ratios=(1, 2), sharey=True)
+    figure, (start, whole) = plt.subplots(
+        1, 2, figsize=(9, 3.2), width_ratios=(1, 2), sharey=True
+    )
     for axes, last in ((start, 20), (whole, int(names["max_iters"]))):
         steps = [*range(0, 21), *range(30, last, 10)] if last > 20 else range(21)
-        axes.plot(steps, [names["get_lr"](step) for step in steps], color=GREEN, linewidth=2)
+        axes.plot(
+            steps, [names["get_lr"](step) for step in steps], color=GREEN, linewidth=2
+        )
         axes.set(xlabel="step", ylim=(0, None), xlim=(0, last))
         axes.grid()
     start.set(ylabel="learning rate", title="the first steps: up")
@@ -209,7 +236,9 @@ def worth():
         text = (DOCS / f"{chapter}.md").read_text(encoding="utf-8")
         titles = re.findall(r"^## (\d+\. .+)$", text, re.M)
         table = next(
-            t for name, t in tables(f"steps_{chapter}").items() if "val loss after" in name
+            t
+            for name, t in tables(f"steps_{chapter}").items()
+            if "val loss after" in name
         )
         losses = [row["val loss"][0] for row in table.values()]
         rows += [("bigram.py", losses[0], BLUE)] if not rows else []
@@ -222,26 +251,35 @@ def worth():
         if y + 1 < len(rows):
             axes.plot([loss, loss], [y, y + 1], color=GREY, linewidth=0.8)
         axes.text(max(before, loss) + 0.02, y, f"{loss:.3f}", va="center", fontsize=10)
-        at = dict(va="center", fontsize=10, color=color, transform=axes.get_yaxis_transform())
+        at = dict(
+            va="center", fontsize=10, color=color, transform=axes.get_yaxis_transform()
+        )
         axes.text(1.02, y, title, **at)
         before = loss
     axes.invert_yaxis()
     axes.set(
-        yticks=[], xlabel="val loss after 1,000 steps: green where the idea lowers it, else red"
+        yticks=[],
+        xlabel="val loss after 1,000 steps: green where the idea lowers it, else red",
     )
     axes.set_xlim(1.5, 3.35)
     axes.grid(axis="x")
     axes.spines["left"].set_visible(False)
-    save(figure, "worth", "What each step of the chapters on attention and the Transformer bought")
+    save(
+        figure,
+        "worth",
+        "What each step of the chapters on attention and the Transformer bought",
+    )
 
 
 def squares(axes, T, size, kinds):
-    """Draw cells (i, j) of a T x T matrix as squares; kinds: (color, alpha) -> list of cells."""
+    """Draw cells of a T x T matrix as squares; kinds: (color, alpha) -> [(i, j), ..]"""
     for (color, alpha), cells in kinds.items():
         rows, columns = zip(*cells)
         style = dict(marker="s", s=size, color=color, alpha=alpha, linewidths=0)
         axes.scatter(columns, rows, **style)
-    axes.set(xlim=(-0.5, T - 0.5), ylim=(T - 0.5, -0.5), aspect="equal", xticks=[], yticks=[])
+    axes.set(
+        xlim=(-0.5, T - 0.5), ylim=(T - 0.5, -0.5), aspect="equal", xticks=[], yticks=[]
+    )
     axes.spines[:].set_visible(False)
 
 
@@ -257,8 +295,8 @@ def patterns():
         ),
     }
     out = [
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 960 380" font-family="sans-serif" '
-        'font-size="14">',
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 960 380" '
+        'font-family="sans-serif" font-size="14">',
         "<title>Which positions attend to which: dense, strided and fixed</title>",
         '<rect width="960" height="380" fill="#ffffff"/>',
         "<defs>",
@@ -282,7 +320,13 @@ def patterns():
         for i in range(T):
             for j in range(i + 1):
                 one, two = a1(i, j), a2(i, j)
-                kind = "both" if one and two else "a1" if one else "a2" if two else "none"
+                kind = "none"
+                if one and two:
+                    kind = "both"
+                elif one:
+                    kind = "a1"
+                elif two:
+                    kind = "a2"
                 out.append(f'<use href="#{kind}" x="{8 * j}" y="{8 * i}"/>')
         out.append("</g>")
     x = 20
@@ -292,7 +336,10 @@ def patterns():
         "both": "both",
         "none": "not seen, but in reach of two hops",
     }.items():
-        out.append(f'<use href="#{kind}" x="{x}" y="342"/><text x="{x + 14}" y="350">{word}</text>')
+        out.append(
+            f'<use href="#{kind}" x="{x}" y="342"/>'
+            f'<text x="{x + 14}" y="350">{word}</text>'
+        )
         x += 45 + 8 * len(word)
     what = "Each line is a position that attends, each column one that is seen; "
     what += f"T = {T}, stride l = {stride}, summary c = {summary}"
@@ -306,7 +353,8 @@ def layouts():
     T, row, c = 16, 4, 1
     hues = [BLUE, ORANGE, GREEN, PURPLE]
 
-    def own_row(i, j):  # each function: in which product a score is computed, and is it seen?
+    # Each function: in which product a score is computed, and is it seen?
+    def own_row(i, j):
         return (i // row if i // row == j // row else None), True
 
     def last_column(i, j):
@@ -330,19 +378,27 @@ def layouts():
         for i in range(T):
             for j in range(T):
                 n, seen = hop(i, j)
-                kind = ("#efefef", 1) if n is None else (hues[n], 1 if seen and j <= i else 0.25)
+                if n is None:
+                    kind = ("#efefef", 1)
+                elif seen and j <= i:
+                    kind = (hues[n], 1)
+                else:
+                    kind = (hues[n], 0.25)
                 kinds.setdefault(kind, []).append((i, j))
         squares(axes, T, 90, kinds)
         axes.set_title(title, fontsize=10)
-    what = (
-        "one colour: one small dense product; pale: computed in it and masked; grey: not computed"
-    )
+    what = "one colour: one small dense product; pale: computed in it and masked; "
+    what += "grey: not computed"
     figure.text(0.5, 0.06, what, ha="center", color="#555555")
-    save(figure, "layouts", "How sparse attention is computed: hop by hop, in small dense products")
+    save(
+        figure,
+        "layouts",
+        "How sparse attention is computed: hop by hop, in small dense products",
+    )
 
 
 def curves():
-    """The loss of every script against the seconds of training, from the first step on."""
+    """The loss of every script against the seconds of training."""
     figure, axes = plt.subplots(figsize=(9, 4.8))
     shift = {"gpt_char": (8, -14), "gpt2_train": (8, 3), "sparse_gpt": (8, 18)}
     for name, run in tables("curves").items():
@@ -350,27 +406,40 @@ def curves():
         seconds = [max(s, 0.02) for s in seconds]
         axes.plot(seconds, losses, linewidth=2, color=COLORS[name])
         axes.plot(seconds[-1], losses[-1], "o", color=COLORS[name])
-        at = dict(xytext=shift.get(name, (6, 5)), textcoords="offset points", color=COLORS[name])
+        at = dict(
+            xytext=shift.get(name, (6, 5)),
+            textcoords="offset points",
+            color=COLORS[name],
+        )
         axes.annotate(f"{name}.py {losses[-1]:.2f}", (seconds[-1], losses[-1]), **at)
     axes.axhline(1.4697, color=GREY, linewidth=1, linestyle="--")  # nanoGPT's README
     at = dict(xytext=(0, 4), textcoords="offset points", color=GREY)
     axes.annotate("nanoGPT on an A100, after 3 minutes: 1.4697", (0.02, 1.4697), **at)
-    axes.set(xscale="log", xlabel="seconds of training, on two cores", xlim=(0.02, 3000))
+    axes.set(
+        xscale="log", xlabel="seconds of training, on two cores", xlim=(0.02, 3000)
+    )
     axes.set(ylabel="val loss (nats per character)", ylim=(1.2, 4.6))
     ticks = [0.1, 1, 10, 100]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.grid()
-    save(figure, "curves", "Validation loss of the scripts against the time of training")
+    save(
+        figure, "curves", "Validation loss of the scripts against the time of training"
+    )
 
 
 def peers():
     """The loss of gpt_char.py and of its peers after runs of some length."""
     figure, axes = plt.subplots(figsize=(9, 4.8))
     report, runs = tables("char"), {}
-    for name, row in report["Validation loss after a run of so many seconds of training"].items():
-        runs.setdefault(name.split(", ")[1], []).append((row["train s"][0], row["val loss"][0]))
-    for (name, points), color, y in zip(runs.items(), (GREEN, ORANGE, BLUE), (-16, -12, 2)):
+    rows = report["Validation loss after a run of so many seconds of training"]
+    for name, row in rows.items():
+        runs.setdefault(name.split(", ")[1], []).append(
+            (row["train s"][0], row["val loss"][0])
+        )
+    for (name, points), color, y in zip(
+        runs.items(), (GREEN, ORANGE, BLUE), (-16, -12, 2)
+    ):
         seconds, losses = zip(*points)
         axes.plot(seconds, losses, "o-", linewidth=2, color=color)
         at = dict(xytext=(8, y), textcoords="offset points", color=color)
@@ -378,19 +447,26 @@ def peers():
     axes.axhline(1.4697, color=GREY, linewidth=1, linestyle="--")  # nanoGPT's README
     at = dict(xytext=(0, -15), textcoords="offset points", color=GREY)
     axes.annotate("nanoGPT on an A100, after 3 minutes: 1.4697", (7, 1.4697), **at)
-    axes.set(xscale="log", xlabel="seconds of training, on two cores: every point is a whole run")
+    axes.set(
+        xscale="log",
+        xlabel="seconds of training, on two cores: every point is a whole run",
+    )
     axes.set(ylabel="val loss (nats per character)", xlim=(5.5, 900), ylim=(1.35, 2.7))
     ticks = [7.5, 15, 30, 60, 120, 240]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.grid()
-    save(figure, "peers", "Validation loss of gpt_char.py, nanoGPT and ng-video-lecture")
+    save(
+        figure, "peers", "Validation loss of gpt_char.py, nanoGPT and ng-video-lecture"
+    )
 
 
 def cost():
     """The time of attention against the length of the context."""
     report = tables("sparse")
-    attention = next(table for name, table in report.items() if name.startswith("Attention"))
+    attention = next(
+        table for name, table in report.items() if name.startswith("Attention")
+    )
     figure, axes = plt.subplots(figsize=(9, 4.2))
     for name, color in {"dense": GREY, "fixed": BLUE, "strided": ORANGE}.items():
         lengths = [int(measure.split()[2].rstrip(":")) for measure in attention[name]]
@@ -422,16 +498,23 @@ def cost():
     axes.set_yticks([1, 10, 100, 1000], ["1", "10", "100", "1,000"])
     axes.minorticks_off()
     axes.grid()
-    save(figure, "cost", "Time of dense and of sparse attention against the length of the context")
+    save(
+        figure,
+        "cost",
+        "Time of dense and of sparse attention against the length of the context",
+    )
 
 
 PICTURES = {f.__name__: f for f in (bigram, heads, samples, shapes, schedule, worth)}
 PICTURES |= {f.__name__: f for f in (patterns, layouts, curves, peers, cost)}
 
 if __name__ == "__main__":
-    chosen = sys.argv[1:] or [*PICTURES]
-    if unknown := [name for name in chosen if name not in PICTURES]:
-        sys.exit(f"{unknown[0]}: no such picture; there are {', '.join(PICTURES)}")
+    if hasattr(sys.stdout, "reconfigure"):  # not so in a notebook
+        sys.stdout.reconfigure(errors="replace")  # "?" for what a console cannot show
+    chosen = sys.argv[1:] or list(PICTURES)
+    for name in chosen:
+        if name not in PICTURES:
+            sys.exit(f"{name}: no such picture; choose from {', '.join(PICTURES)}")
     for name in chosen:
         PICTURES[name]()
         print(f"{DOCS / name}.svg")
