@@ -1,7 +1,7 @@
 """What all tests share: a text, a folder to work in, and two ways to run a script.
 
-No test needs a GPU or a file that is not in the repository. Those that need GPT-2's encoding, which
-comes from a package index, are skipped where it can't be had.
+No test needs a GPU or a file that is not in the repository. Those that need GPT-2's
+encoding, which comes from a package index, are skipped where it can't be had.
 """
 
 import contextlib
@@ -20,24 +20,30 @@ from types import SimpleNamespace
 
 import pytest
 
-# One thread each: models this small gain nothing from more, and lose where the cores are busy
+# One thread each: models this small gain nothing from more, and lose where the cores
+# are busy
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch  # noqa: E402
-import torch._dynamo  # noqa: E402  # every optimizer wants it: here it is imported once for all
+import torch._dynamo  # noqa: E402  # every optimizer wants it: imported once for all
 
 ROOT = Path(__file__).parent.parent
 
-# A gpt_char of milliseconds. Dropout is on: without it a wrong random state would go unnoticed
+# A gpt_char of milliseconds. Dropout is on: without it a wrong random state would go
+# unnoticed
 TINY = ["--n_layer=2", "--n_head=2", "--n_embd=16", "--block_size=16", "--batch_size=4"]
-TINY += ["--dropout=0.1", "--warmup_iters=2", "--bfloat16=False"]
+TINY += ["--dropout=0.1", "--warmup_iters=2", "--no-bfloat16"]
 
 
 def markov_text(length, seed):
-    """A text in which the next character depends on the current one alone, the same everywhere."""
+    """A text in which the next character depends on the current one alone, the same
+    everywhere.
+    """
     rng = random.Random(seed)
     chars = "\n ,.ABCDEabcdefghijklmnopqrstué"
-    rows = {c: [rng.random() ** 4 for _ in chars] for c in chars}  # few likely, many rare
+    rows = {
+        c: [rng.random() ** 4 for _ in chars] for c in chars
+    }  # few likely, many rare
     text = "A"
     while len(text) < length:
         text += rng.choices(chars, rows[text[-1]])[0]
@@ -51,7 +57,9 @@ def text():
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch, text):
-    """An empty working directory but for data/shakespeare/input.txt, which is the text above."""
+    """An empty working directory but for data/shakespeare/input.txt, which is the text
+    above.
+    """
     monkeypatch.chdir(tmp_path)
     Path("data/shakespeare").mkdir(parents=True)
     Path("data/shakespeare/input.txt").write_bytes(text.encode("utf-8"))
@@ -74,10 +82,13 @@ def same_torch():
 
 
 def capture(argv, call):
-    """Call call() as the program argv and return its code, out and err, and what it returned."""
+    """Call call() as the program argv and return its code, out and err, and what it
+    returned.
+    """
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
     code, value = 0, None
-    before = sys.argv, signal.getsignal(signal.SIGINT)
+    before = sys.argv
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
     sys.argv = list(argv)
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -88,8 +99,9 @@ def capture(argv, call):
             print(code, file=err)
             code = 1
     finally:
-        sys.argv = before[0]
-        signal.signal(signal.SIGINT, before[1])
+        sys.argv = before
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
     texts = []
     for stream in (out, err):
         stream.seek(0)
@@ -98,7 +110,9 @@ def capture(argv, call):
 
 
 def names_of(script, run_name="__main__"):
-    """Run a script and return its top-level names; what is set in them, its functions see."""
+    """Run a script and return its top-level names; what is set in them, its functions
+    see.
+    """
     names = runpy.run_path(str(ROOT / script), run_name=run_name)
     ours = [v for v in names.values() if getattr(v, "__module__", "") == run_name]
     return next(v.__globals__ for v in ours if hasattr(v, "__globals__"))
@@ -137,26 +151,36 @@ def load(run):
 
 @pytest.fixture
 def prepare(folder):
-    """The names of prepare_shakespeare.py, with a function run(*args) that calls its main().
+    """The names of prepare_shakespeare.py, with a function run(*args) that calls its
+    main().
 
-    Its GPT-2 tokenizer is a toy (a character's code is its token): the real one is a download.
+    Its GPT-2 tokenizer is a toy (a character's code is its token): the real one is a
+    download.
     """
     names = names_of("prepare_shakespeare.py", run_name="prepare_shakespeare")
-    toy = SimpleNamespace(n_vocab=50257, eot_token=50256, encode_ordinary=lambda s: [*map(ord, s)])
+    toy = SimpleNamespace(
+        n_vocab=50257, eot_token=50256, encode_ordinary=lambda s: [*map(ord, s)]
+    )
     names["get_gpt2_encoding_really"] = names["get_gpt2_encoding"]
     names["get_gpt2_encoding"] = lambda: toy
     names["download_really"] = names["download"]
     names["download"] = lambda url: pytest.fail("a test must not use the network")
-    names["run"] = lambda *args: capture(["prepare_shakespeare.py", *args], names["main"])
+    names["run"] = lambda *args: capture(
+        ["prepare_shakespeare.py", *args], names["main"]
+    )
     return names
 
 
 @pytest.fixture(scope="session")
 def encoding(tmp_path_factory):
     """GPT-2's encoding by tiktoken; the scripts that are run find its files, too."""
-    if not os.path.isabs(os.environ.get("TIKTOKEN_CACHE_DIR", "")):  # our scripts set one, too
+    if not os.path.isabs(
+        os.environ.get("TIKTOKEN_CACHE_DIR", "")
+    ):  # our scripts set one, too
         os.environ["TIKTOKEN_CACHE_DIR"] = str(tmp_path_factory.mktemp("tiktoken"))
-    script = runpy.run_path(str(ROOT / "prepare_shakespeare.py"), run_name="prepare_shakespeare")
+    script = runpy.run_path(
+        str(ROOT / "prepare_shakespeare.py"), run_name="prepare_shakespeare"
+    )
     try:
         return script["get_gpt2_encoding"]()
     except SystemExit as error:
@@ -164,10 +188,11 @@ def encoding(tmp_path_factory):
 
 
 class Forked:
-    """A script as a process of its own, used like subprocess.Popen(command, text=True, pipes ...).
+    """A script as a process of its own, used like subprocess.Popen(command, text=True,
+    pipes ...).
 
-    It is a copy of this process, so torch is imported already: the newest one takes some seconds
-    for that. What a test has patched is patched there, too.
+    It is a copy of this process, so torch is imported already: the newest one takes
+    some seconds for that. What a test has patched is patched there, too.
     """
 
     def __init__(self, command, env=None, cwd=None, encoding="utf-8"):
@@ -176,7 +201,7 @@ class Forked:
         if self.pid == 0:
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             os.dup2(out, 1), os.dup2(err, 2)
-            gc.freeze()  # or garbage would later close what then has its number: a checkpoint
+            gc.freeze()  # or garbage would later close what then has its number
             os.closerange(3, 100)
             self.become(command, env, cwd, encoding)
         os.close(out), os.close(err)
@@ -242,24 +267,37 @@ class Forked:
 
 
 def popen(command, env=None, cwd=None, encoding="utf-8"):
-    """Start [python, script, argument, ...]: forked where that is possible, or else for real."""
+    """Start [python, script, argument, ...]: forked where that is possible, or else for
+    real.
+    """
     if hasattr(os, "fork") and str(command[1]).endswith(".py"):
         return Forked(command, env, cwd, encoding)
-    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    pipes = {
+        "stdin": subprocess.DEVNULL,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+    }
     command = [str(word) for word in command]
     return subprocess.Popen(command, env=env, cwd=cwd, encoding=encoding, **pipes)
 
 
 @pytest.fixture
 def start(folder):
-    """start(script, *args): start a script as a process of its own; it does not outlive the test.
+    """start(script, *args): start a script as a process of its own; it does not outlive
+    the test.
 
     It reaches no network: the proxy is a closed port, and pip is one that fails.
     """
     Path("no_pip/pip").mkdir(parents=True)
     Path("no_pip/pip/__init__.py").touch()
-    Path("no_pip/pip/__main__.py").write_text("import sys; sys.exit('ERROR: no network')")
-    env = {**os.environ, "https_proxy": "http://127.0.0.1:9", "PYTHONPATH": str(folder / "no_pip")}
+    Path("no_pip/pip/__main__.py").write_text(
+        "import sys; sys.exit('ERROR: no network')"
+    )
+    env = {
+        **os.environ,
+        "https_proxy": "http://127.0.0.1:9",
+        "PYTHONPATH": str(folder / "no_pip"),
+    }
     processes = []
 
     def start(script, *args):
@@ -280,9 +318,11 @@ def tree(folder):
 
 @pytest.fixture
 def direct_loss():
-    """direct_loss(names, data): the mean cross-entropy of the script's model, computed plainly.
+    """direct_loss(names, data): the mean cross-entropy of the script's model, computed
+    plainly.
 
-    The data is predicted in whole windows, one at a time, every character but the first once.
+    The data is predicted in whole windows, one at a time, every character but the first
+    once.
     """
 
     def direct_loss(names, data):

@@ -1,13 +1,14 @@
 """Runs scripts as if there were an NVIDIA GPU, to find what would fail there alone.
 
-A tensor on the GPU is one of PyTorch's fake tensors: it has a shape, a dtype and a device, and no
-numbers. What is on the CPU is real. So every operation's shapes, dtypes and devices are checked as
-on a GPU, and it can be counted what is launched, how much memory is held, and which line waits.
+A tensor on the GPU is one of PyTorch's fake tensors: it has a shape, a dtype and a
+device, and no numbers. What is on the CPU is real. So every operation's shapes, dtypes
+and devices are checked as on a GPU, and it can be counted what is launched, how much
+memory is held, and which line waits.
 
     python fake_gpu.py LIBRARY      LIBRARY is fake_gpu.cpp, compiled by test_gpu.py
 
-reads a job (a line of JSON, see run_job) at a time and answers each with a line of JSON. Every job
-is run by a copy of this process, which has imported what takes seconds.
+reads a job (a line of JSON, see run_job) at a time and answers each with a line of
+JSON. Every job is run by a copy of this process, which has imported what takes seconds.
 """
 
 import collections
@@ -25,7 +26,6 @@ import weakref
 if __name__ == "__main__":
     library = ctypes.CDLL(os.path.abspath(sys.argv[1]))  # before torch looks for GPUs
 
-import filelock  # noqa: E402, F401
 import tiktoken  # noqa: E402
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
@@ -44,7 +44,7 @@ def fake(value):
 
 
 def writes_nothing(func):
-    """Whether an operation only makes a view, or takes memory: no kernel is launched."""
+    """Whether an operation only makes a view, or takes memory: without a kernel."""
     return func.is_view or any(word in func.__name__ for word in ("empty", "view"))
 
 
@@ -56,15 +56,19 @@ class FakeGPU(TorchDispatchMode):
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.script = script
         self.sizes = {}  # of the storages that are alive, in bytes
-        self.known = {}  # the numbers in those that were copied from the CPU, and are few
+        self.known = {}  # the numbers in small ones that were copied from the CPU
         self.now = self.peak = self.largest = 0  # bytes; the last in elements
         self.launched = 0  # kernels
         self.waited = 0  # the value of launched at the last wait
-        self.waits = collections.Counter()  # of each line: how often it waited for kernels
+        self.waits = (
+            collections.Counter()
+        )  # of each line: how often it waited for kernels
         self.attention = set()  # what scaled_dot_product_attention was called with
 
     def line(self):
-        """The line of the script that is being run, and the one inside of a function, if any."""
+        """The line of the script that is being run, and the one inside of a function,
+        if any.
+        """
         frame, lines = sys._getframe(), []
         while frame is not None:
             if frame.f_code.co_filename == self.script:
@@ -72,10 +76,14 @@ class FakeGPU(TorchDispatchMode):
             frame = frame.f_back
         with open(self.script, encoding="utf-8") as file:
             text = file.read().split("\n")
-        return "\n".join(dict.fromkeys(text[n - 1].strip() for n in (lines[-1:] + lines[:1])))
+        return "\n".join(
+            dict.fromkeys(text[n - 1].strip() for n in (lines[-1:] + lines[:1]))
+        )
 
     def wait(self, kind):
-        """Note that the CPU waits here until the GPU is done, if that has something to do."""
+        """Note that the CPU waits here until the GPU is done, if that has something to
+        do.
+        """
         if self.launched > self.waited:
             self.waits[f"{kind}: {self.line()}"] += 1
         self.waited = self.launched
@@ -93,7 +101,9 @@ class FakeGPU(TorchDispatchMode):
         if to == "cpu":  # a copy that is read
             self.wait("read")
             return torch.ones(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
-        if func is aten._local_scalar_dense.default:  # item(), float(), if, format() ...
+        if (
+            func is aten._local_scalar_dense.default
+        ):  # item(), float(), if, format() ...
             self.wait("read")
             known = self.known.get(args[0].untyped_storage()._cdata)
             ones = torch.ones((), dtype=args[0].dtype)
@@ -114,7 +124,9 @@ class FakeGPU(TorchDispatchMode):
         if func is aten.equal.default:
             self.wait("read")
             return True
-        if func in INDICES and any(i is not None and i.dtype == torch.bool for i in args[1]):
+        if func in INDICES and any(
+            i is not None and i.dtype == torch.bool for i in args[1]
+        ):
             if func is aten.index_put_.default and args[2].numel() == 1:
                 self.launched += 1  # is a masked_fill_
                 return args[0]
@@ -123,7 +135,9 @@ class FakeGPU(TorchDispatchMode):
             indices = []
             for i in args[1]:
                 some = i is not None and i.dtype == torch.bool
-                indices += [self.new(i.numel(), dtype=torch.int64)] * i.dim() if some else [i]
+                indices += (
+                    [self.new(i.numel(), dtype=torch.int64)] * i.dim() if some else [i]
+                )
             args = (args[0], indices, *args[2:])
         if func is aten.lift_fresh.default:
             return args[0]
@@ -165,13 +179,15 @@ class FakeGPU(TorchDispatchMode):
             out = func(*args, **kwargs)
         for tensor in filter(fake, tree_leaves(out)):
             if tensor.fake_device.type != "cuda":
-                raise RuntimeError(f"{func} leaves its result on the cpu, its tensors are on cuda")
+                raise RuntimeError(
+                    f"{func} leaves its result on the cpu, its tensors are on cuda"
+                )
             self.hold(tensor)
         self.launched += not writes_nothing(func)
         return out
 
     def hold(self, tensor):
-        """Add the memory of a tensor, which is another's or its own, to what is held."""
+        """Add the memory of a tensor, another's or its own, to what is held."""
         storage = tensor.untyped_storage()
         if storage._cdata not in self.sizes:
             size = self.sizes[storage._cdata] = -(-storage.nbytes() // 512) * 512
@@ -187,14 +203,18 @@ class FakeGPU(TorchDispatchMode):
 
 
 def fast_kernel(q, k, v, mask, causal, gpu):
-    """The kernel that PyTorch takes on a GPU: "flash", "efficient", or "" if both refuse.
+    """The kernel that PyTorch takes on a GPU: "flash", "efficient", or "" if both
+    refuse.
 
-    After can_use_flash_attention and can_use_mem_efficient_attention in aten's sdp_utils.cpp.
+    After can_use_flash_attention and can_use_mem_efficient_attention in aten's
+    sdp_utils.cpp.
     """
     half, hs = q.dtype != torch.float32, q.shape[-1]
     multiple = 16 // q.element_size() if gpu["major"] >= 8 or half else 1
     same = k.shape == v.shape and q.shape[:2] == k.shape[:2] and k.shape[3] == hs
-    whole = all(x.dim() == 4 and x.stride(-1) == 1 and x.shape[2] > 0 for x in (q, k, v))
+    whole = all(
+        x.dim() == 4 and x.stride(-1) == 1 and x.shape[2] > 0 for x in (q, k, v)
+    )
     if not same or not whole or q.dtype == torch.float64:
         return ""
     if gpu["major"] < 8 and q.dtype == torch.bfloat16:
@@ -202,12 +222,17 @@ def fast_kernel(q, k, v, mask, causal, gpu):
     square = not causal or q.shape[2] == k.shape[2]
     if mask is None and half and gpu["major"] >= 8 and hs <= 256 and square:
         return "flash"
-    if any(n % multiple for n in (hs, *(x.storage_offset() for x in (q, k, v) if x.numel()))):
+    if any(
+        n % multiple
+        for n in (hs, *(x.storage_offset() for x in (q, k, v) if x.numel()))
+    ):
         return ""
     return "efficient" if mask is None or mask.stride(-1) == 1 else ""
 
 
-def attention(machine, gpu, real, q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False):
+def attention(
+    machine, gpu, real, q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False
+):
     """F.scaled_dot_product_attention, whose own choice of a kernel needs a real GPU."""
     mask = attn_mask
     if not any(map(fake, (q, k, v, mask))):
@@ -216,25 +241,40 @@ def attention(machine, gpu, real, q, k, v, attn_mask=None, dropout_p=0.0, is_cau
         half = torch.get_autocast_dtype("cuda")
         small = (torch.float16, torch.bfloat16, torch.float32)  # what autocast changes
         given = (q, k, v, mask)
-        q, k, v, mask = (x.to(half) if x is not None and x.dtype in small else x for x in given)
+        q, k, v, mask = (
+            x.to(half) if x is not None and x.dtype in small else x for x in given
+        )
     given = [x for x in (q, k, v, mask) if x is not None]
     if not all(map(fake, given)):
-        raise RuntimeError(f"attention on different devices: {[str(x.device) for x in given]}")
+        raise RuntimeError(
+            f"attention on different devices: {[str(x.device) for x in given]}"
+        )
     if len({q.dtype, k.dtype, v.dtype}) > 1:
         raise RuntimeError(f"attention of different dtypes: {[x.dtype for x in given]}")
     if mask is not None and mask.dtype not in (torch.bool, q.dtype):
-        raise RuntimeError(f"attention's mask is of {mask.dtype}, not bool or {q.dtype}")
+        raise RuntimeError(
+            f"attention's mask is of {mask.dtype}, not bool or {q.dtype}"
+        )
     kernel = fast_kernel(q, k, v, mask, is_causal, gpu)
-    about = (list(q.shape), list(k.shape), str(q.dtype), mask is not None and list(mask.shape))
+    about = (
+        list(q.shape),
+        list(k.shape),
+        str(q.dtype),
+        mask is not None and list(mask.shape),
+    )
     if not kernel:
         raise RuntimeError(f"attention without a fast kernel: {about}")
     machine.attention.add(json.dumps([kernel, *about]))
     if kernel == "flash":
-        return aten._scaled_dot_product_flash_attention(q, k, v, dropout_p, is_causal)[0]
+        return aten._scaled_dot_product_flash_attention(q, k, v, dropout_p, is_causal)[
+            0
+        ]
     if mask is not None:
         if mask.dtype == torch.bool:
             mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, -torch.inf)
-        if mask.shape[-1] % 16:  # the kernel's own copy has rows that start at such a multiple
+        if (
+            mask.shape[-1] % 16
+        ):  # the kernel's own copy has rows that start at such a multiple
             mask = F.pad(mask, (0, -mask.shape[-1] % 16))[..., : mask.shape[-1]]
         mask = mask.expand(*q.shape[:3], k.shape[2])
     efficient = aten._scaled_dot_product_efficient_attention
@@ -242,7 +282,9 @@ def attention(machine, gpu, real, q, k, v, attn_mask=None, dropout_p=0.0, is_cau
 
 
 def pretend(gpu):
-    """Have torch.cuda speak of a GPU: its name, its memory (GiB) and its compute capability."""
+    """Have torch.cuda speak of a GPU: its name, its memory (GiB) and its compute
+    capability.
+    """
     half = gpu["major"] >= 8
     about = {"name": gpu["name"], "major": gpu["major"], "minor": 0}
     about = types.SimpleNamespace(total_memory=int(gpu["memory"] * 2**30), **about)
@@ -258,11 +300,15 @@ def pretend(gpu):
         "manual_seed_all": None,
     }.items():
         setattr(torch.cuda, name, lambda *args, value=value: value)
-    torch.cuda.is_bf16_supported = lambda including_emulation=True: half or including_emulation
+    torch.cuda.is_bf16_supported = lambda including_emulation=True: (
+        half or including_emulation
+    )
 
 
 def move(self, device):
-    """Module.to: parameters can't be changed in place to be fake, but shared ones stay shared."""
+    """Module.to: parameters can't be changed in place to be fake, but shared ones stay
+    shared.
+    """
     moved = {}
     for module in self.modules():
         for held in (module._parameters, module._buffers):
@@ -281,14 +327,18 @@ def run_job(script, args, folder, gpu, then=""):
     pretend(gpu)
     torch.nn.Module.to = move
     FakeTensor.__format__ = lambda self, spec: format(self.item(), spec)
-    torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device="cuda") is made on the CPU
-    toy = types.SimpleNamespace(encode_ordinary=lambda s: [*map(ord, s)])
+    torch._C._set_only_lift_cpu_tensors(
+        True
+    )  # torch.tensor(..., device="cuda") is made on the CPU
+    toy = types.SimpleNamespace(encode_ordinary=lambda s: [*map(ord, s)], eot_token=0)
     toy.decode = lambda ids: "".join(map(chr, ids))
     tiktoken.get_encoding = lambda name: toy  # the real one is a download
     really = torch.save, F.scaled_dot_product_attention, torch.tensor
 
     def tensor(data, **kwargs):
-        if isinstance(data, (list, tuple)):  # reads its elements out of the sight of modes
+        if isinstance(
+            data, (list, tuple)
+        ):  # reads its elements out of the sight of modes
             data = [x.item() if fake(x) else x for x in data]
         return really[2](data, **kwargs)
 
@@ -320,16 +370,27 @@ def run_job(script, args, folder, gpu, then=""):
             code = 1
             traceback.print_exc()
     result = {"code": code, "out": out.getvalue(), "err": err.getvalue()}
-    result |= {name: getattr(machine, name) for name in ("peak", "largest", "launched", "waits")}
-    return result | {"attention": sorted(machine.attention), "answer": names.get("answer")}
+    result |= {
+        name: getattr(machine, name)
+        for name in ("peak", "largest", "launched", "waits")
+    }
+    return result | {
+        "attention": sorted(machine.attention),
+        "answer": names.get("answer"),
+    }
 
 
 def serve():
     library.install_guard()
     pretend({"name": "", "memory": 1, "major": 9})
-    with FakeGPU(""), torch.no_grad():  # imports what PyTorch does not before it is needed
+    with (
+        FakeGPU(""),
+        torch.no_grad(),
+    ):  # imports what PyTorch does not before it is needed
         x = torch.zeros(4, 4, device="cuda")
-        F.cross_entropy(F.gelu(F.layer_norm(x, (4,)) @ x), torch.arange(4, device="cuda"))
+        F.cross_entropy(
+            F.gelu(F.layer_norm(x, (4,)) @ x), torch.arange(4, device="cuda")
+        )
     for line in sys.stdin:
         read, write = os.pipe()
         child = os.fork()
@@ -344,7 +405,10 @@ def serve():
         with open(read) as file:
             answer = file.read()
         os.waitpid(child, 0)
-        print(answer or json.dumps({"code": -1, "err": "the process ended early"}), flush=True)
+        print(
+            answer or json.dumps({"code": -1, "err": "the process ended early"}),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

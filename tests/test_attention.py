@@ -1,4 +1,6 @@
-"""v2_attention.py: attention is what its docstring says, and gpt_char's is the same function."""
+"""v2_attention.py: attention is what its docstring says, and gpt_char's is the same
+function.
+"""
 
 import math
 import random
@@ -9,8 +11,8 @@ import torch
 SIZE = ["--n_embd=48", "--n_head=4", "--block_size=20"]
 MODELS = [
     ("v2_attention.py", []),
-    ("gpt_char.py", ["--dropout=0.0", "--bfloat16=False"]),
-    ("gpt_char.py", ["--dropout=0.0", "--bfloat16=True"]),
+    ("gpt_char.py", ["--dropout=0.0", "--no-bfloat16"]),
+    ("gpt_char.py", ["--dropout=0.0", "--bfloat16"]),
 ]
 
 
@@ -33,7 +35,9 @@ def shake(model, generator):
 def test_v2_and_gpt_char_compute_the_same(load, T, n_head):
     args = [*SIZE, f"--n_head={n_head}"]
     old = load("v2_attention.py", *args)["MultiHeadAttention"]()
-    new = load("gpt_char.py", *args, "--dropout=0.0", "--bfloat16=False")["CausalSelfAttention"]()
+    new = load("gpt_char.py", *args, "--dropout=0.0", "--no-bfloat16")[
+        "CausalSelfAttention"
+    ]()
     with torch.no_grad():
         for kind in ("weight", "bias"):
             parts = [
@@ -48,12 +52,17 @@ def test_v2_and_gpt_char_compute_the_same(load, T, n_head):
 
 
 def test_head_against_the_formula(load):
-    """One position at a time, in float64: softmax(q k / sqrt(hs)) over the past, times v."""
+    """One position at a time, in float64: softmax(q k / sqrt(hs)) over the past, times
+    v.
+    """
     names = load("v2_attention.py", *SIZE)
     head, hs = names["Head"](12).double().requires_grad_(False), 12
     x = 3 * torch.randn(2, 20, 48, generator=torch.Generator().manual_seed(2)).double()
     out = head(x)
-    q, k, v = (x @ linear.weight.T + linear.bias for linear in (head.query, head.key, head.value))
+    q, k, v = (
+        x @ linear.weight.T + linear.bias
+        for linear in (head.query, head.key, head.value)
+    )
     for b in range(2):
         for t in range(20):
             scores = [q[b, t] @ k[b, s] / math.sqrt(hs) for s in range(t + 1)]
@@ -67,7 +76,9 @@ def test_equal_weights_are_a_running_average(load):
     """Where no key is preferred, position t holds the mean of 0 to t."""
     names = load("v2_attention.py", *SIZE)
     head = names["Head"](48)
-    set_weights(head, query=torch.zeros(48, 48), key=torch.zeros(48, 48), value=torch.eye(48))
+    set_weights(
+        head, query=torch.zeros(48, 48), key=torch.zeros(48, 48), value=torch.eye(48)
+    )
     x = torch.randn(2, 20, 48)
     average = x.cumsum(dim=1) / torch.arange(1, 21)[:, None]
     torch.testing.assert_close(head(x), average, rtol=0, atol=1e-6)
@@ -78,18 +89,24 @@ def test_equal_weights_are_a_running_average(load):
 
 @pytest.mark.parametrize("hs", [4, 64])
 def test_scale_keeps_the_variance(load, monkeypatch, hs):
-    """The comment's claim: with queries and keys of variance 1 the scores have variance 1."""
+    """The comment's claim: with queries and keys of variance 1 the scores have variance
+    1.
+    """
     names = load("v2_attention.py", "--n_embd=64", "--n_head=1", "--block_size=64")
     head = names["Head"](hs)
     select = torch.eye(64)[:hs]
     set_weights(head, query=select, key=select.flip(0), value=select)
     seen = []
     softmax = torch.nn.functional.softmax
-    spy = lambda wei, dim: (seen.append(wei), softmax(wei, dim=dim))[1]  # noqa: E731
+
+    def spy(scores, dim):
+        seen.append(scores)
+        return softmax(scores, dim=dim)
+
     monkeypatch.setattr(torch.nn.functional, "softmax", spy)
     head(torch.randn(64, 64, 64, generator=torch.Generator().manual_seed(3)))
-    (wei,) = seen
-    off_diagonal = wei[:, torch.ones(64, 64).tril(-1).bool()]
+    (scores,) = seen
+    off_diagonal = scores[:, torch.ones(64, 64).tril(-1).bool()]
     assert off_diagonal.var().item() == pytest.approx(1, abs=0.1)
 
 
@@ -114,10 +131,12 @@ def test_no_position_sees_the_future(load, script, args):
 
 @pytest.mark.parametrize("script, args", MODELS)
 def test_order_matters(load, script, args):
-    """An average knows no order; the embedded positions do. (In one layer: a second one sees
-    which sets the positions before have averaged over.)
+    """An average knows no order; the embedded positions do. (In one layer: a second one
+    sees which sets the positions before have averaged over.)
     """
-    names = load(script, *SIZE, *args, *(["--n_layer=1"] if script == "gpt_char.py" else []))
+    names = load(
+        script, *SIZE, *args, *(["--n_layer=1"] if script == "gpt_char.py" else [])
+    )
     shake(names["model"], torch.Generator().manual_seed(6))
     with torch.no_grad():
         a = names["model"].logits(torch.tensor([[1, 2, 3]]))[0, -1]
@@ -126,7 +145,9 @@ def test_order_matters(load, script, args):
         names["model"].wpe.weight.zero_()
         a = names["model"].logits(torch.tensor([[1, 2, 3]]))[0, -1]
         b = names["model"].logits(torch.tensor([[2, 1, 3]]))[0, -1]
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-2 if names.get("bfloat16") else 1e-5)
+        torch.testing.assert_close(
+            a, b, rtol=0, atol=1e-2 if names.get("bfloat16") else 1e-5
+        )
 
 
 @pytest.mark.parametrize("script, args", MODELS)
@@ -157,13 +178,20 @@ def test_parameter_count(load):
 
 
 def test_attention_beats_the_bigram_where_the_past_counts(run, folder):
-    """Every second character repeats the one two before it: the current one alone tells nothing."""
+    """Every second character repeats the one two before it: the current one alone tells
+    nothing.
+    """
     rng = random.Random(0)
     firsts = rng.choices("abcd", k=5000)
     text = "".join(a + rng.choice("xyz") + a + rng.choice("uvw") for a in firsts)
     (folder / "data/copy").mkdir()
     (folder / "data/copy/input.txt").write_text(text)
-    args = ["--data_dir=data/copy", "--max_iters=150", "--max_new_tokens=1", "--block_size=16"]
+    args = [
+        "--data_dir=data/copy",
+        "--max_iters=150",
+        "--max_new_tokens=1",
+        "--block_size=16",
+    ]
     losses = {}
     for script in ("bigram.py", "v2_attention.py"):
         losses[script] = float(run(script, *args).out.split()[-1])

@@ -1,8 +1,10 @@
-"""Every command of README.md and docs/, typed as printed, in the order in which they stand there.
+"""Every command of README.md and docs/, typed as printed, in the order in which they
+stand there.
 
-The scripts are copies in which the section "Hyperparameters" has small numbers, and the data is a
-small text. What needs more than this machine has (eight GPUs, a second node, the Hub, a package
-index) is exchanged for what it has, or left out: see REPLACE and LEFT_OUT.
+The scripts are copies in which the section "Settings" has small numbers, and the data
+is a small text. What needs more than this machine has (eight GPUs, a second node, the
+Hub, a package index) is exchanged for what it has, or left out: see REPLACE and
+LEFT_OUT.
 """
 
 import contextlib
@@ -23,19 +25,23 @@ from conftest import capture, markov_text
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
 SMALL = dict(device='"cpu"', bfloat16=False, max_iters=2, eval_interval=1)
-SMALL |= dict(n_layer=1, n_head=2, n_embd=16, block_size=16, batch_size=2, max_new_tokens=3)
+SMALL |= dict(
+    n_layer=1, n_head=2, n_embd=16, block_size=16, batch_size=2, max_new_tokens=3
+)
 LARGE = {**SMALL, "batch_size": 0, "eval_tokens": 64}
 # GPT-2's tokens stand for those of FineWeb-Edu
 GPT2 = {**LARGE, "total_batch_size": 12 * 16, "data_dir": '"data/shakespeare/gpt2"'}
 SPARSE = {**LARGE, "total_batch_size": 256, "block_size": 32, "stride": 4, "summary": 1}
 CONSTANTS = {"bigram": SMALL, "v2_attention": SMALL, "gpt_char": SMALL}
-CONSTANTS |= {"gpt2_train": GPT2, "sparse_gpt": SPARSE}
+CONSTANTS |= {"gpt2_train": GPT2, "sparse_gpt": SPARSE, "by_hand": SMALL}
 REPLACE = {"FILE": "text.txt", "NAME": "mine", "DIR": "none", "--nproc_per_node=8": ""}
 OF_STEPS = re.compile("out/steps/|^python -c")
 LEFT_OUT = (
-    r"pip install|python -m venv|pytest|prepare_fineweb\.py( |$)"  # need a package index or the Hub
+    # need a package index or the Hub
+    r"pip install|python -m venv|pytest|prepare_fineweb\.py( |$)"
     r"|prepare_shakespeare\.py$"  # the same; it has tests of its own
-    r"|docs/(steps|build|draw)\.py|uv run|--compile"  # have tests of their own, or need matplotlib
+    # have tests of their own, take minutes, or need matplotlib
+    r"|docs/(tools/)?(steps|build|draw)\.py|docs/bench/\w+\.py|uv run|--compile"
     r"|'r\+b'"  # the small checkpoint of this test has no byte at that place
 )
 
@@ -57,7 +63,9 @@ def commands(documents=DOCUMENTS):
 
 
 def make_small(path, target, constants):
-    """Write a copy of a script with other constants; files in between may lack some of them."""
+    """Write a copy of a script with other constants; files in between may lack some of
+    them.
+    """
     head, line, rest = path.read_text(encoding="utf-8").partition("\n# ---")
     source = line + rest
     for name, value in (constants or {}).items():
@@ -65,23 +73,39 @@ def make_small(path, target, constants):
             continue  # not all files in between know GPT-2's tokens
         if name == "batch_size" and value == 0 and "\nbatch_size = 0" not in source:
             value = 2  # and not all choose it themselves
-        source = re.sub(rf"^{name} = .*?(?=  #|$)", f"{name} = {value}", source, 1, re.M)
+        source = re.sub(
+            rf"^{name} = .*?(?=  #|$)", f"{name} = {value}", source, 1, re.M
+        )
+    # The defaults of presets and of a table would take the place of these
+    block = re.M | re.S
+    source = re.sub(r"^(\w+_preset) = \{.*?^\}", r"\1 = {}", source, flags=block)
+    table = re.search(r"^sizes = \{.*?^\}", source, flags=block)
+    if table:
+        size = "({n_layer}, {n_head}, {n_embd}".format(**constants)
+        rows = re.sub(r"\(\d+, \d+, \d+(?=[,)])", size, table[0])
+        source = source.replace(table[0], rows)
     target.write_text(head + source, encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory, encoding):
-    """A folder with small scripts, data for them, and a small model that is called gpt2."""
+    """A folder with small scripts, data for them, and a small model that is called
+    gpt2.
+    """
     folder = tmp_path_factory.mktemp("small")
     between = folder / "out/steps"
     with contextlib.redirect_stdout(io.StringIO()):
         runpy.run_path(str(ROOT / "docs/steps.py"))["unfold"](between)
-    for path in [*ROOT.glob("*.py"), *between.rglob("*.py")]:
-        script = path.stem if path.parent == ROOT else path.parent.name
-        make_small(path, folder / path.name if path.parent == ROOT else path, CONSTANTS.get(script))
+    (folder / "beyond").mkdir()
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("beyond/*.py")]:
+        make_small(path, folder / path.relative_to(ROOT), CONSTANTS.get(path.stem))
+    for path in between.rglob("*.py"):
+        make_small(path, path, CONSTANTS.get(path.parent.name))
     (folder / "tests").mkdir()
     shutil.copy(ROOT / "tests/bench.py", folder / "tests")
-    text = markov_text(20_000, seed=1) + "ROMEO:"  # a character of a prompt must be in the text
+    text = (
+        markov_text(20_000, seed=1) + "ROMEO:"
+    )  # a character of a prompt must be in the text
     (folder / "text.txt").write_text(text, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -94,7 +118,9 @@ def small(tmp_path_factory, encoding):
             import transformers
 
             size = dict(n_positions=32, n_layer=1, n_head=2, n_embd=16)
-            transformers.GPT2LMHeadModel(transformers.GPT2Config(**size)).save_pretrained("gpt2")
+            transformers.GPT2LMHeadModel(
+                transformers.GPT2Config(**size)
+            ).save_pretrained("gpt2")
     return folder
 
 
@@ -104,10 +130,17 @@ def run_all(found, codes=(0,)):
     for command in found:
         for old, new in REPLACE.items():
             command = re.sub(rf"\b{old}\b", new, command)
+        command = re.sub(r"--max_iters=\d\d+", "--max_iters=3", command)
         program, *args = shlex.split(command)
-        if re.search(LEFT_OUT, command) or program != "python" or "tests/bench.py" in args:
+        if (
+            re.search(LEFT_OUT, command)
+            or program != "python"
+            or "tests/bench.py" in args
+        ):
             continue
-        if not Path("gpt2").exists() and re.search("--(init_from=gpt2|export_dir)", command):
+        if not Path("gpt2").exists() and re.search(
+            "--(init_from=gpt2|export_dir)", command
+        ):
             continue  # transformers is not installed
         if args[0] == "-c":
             done = capture(args, lambda: exec(args[1], {}))
@@ -138,12 +171,14 @@ def test_git_commands_run():
     found = [shlex.split(c) for c in commands() if c.startswith("git diff")]
     assert len(found) >= 1
     for command in found:
-        assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 1, command
+        assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 1, (
+            command
+        )
 
 
 @pytest.mark.long
 def test_torchrun_commands_run(small):
-    """On several nodes: two groups of a process, which find each other by the address."""
+    """On several nodes: two groups of a process, which meet at the address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -161,7 +196,9 @@ def test_torchrun_commands_run(small):
         command = command.replace("HOST:29500", f"127.0.0.1:{port}")
         command = [*torchrun, *command.split()]
         pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        running = [subprocess.Popen(command, cwd=small, env=env, **pipes) for _ in range(nodes)]
+        running = [
+            subprocess.Popen(command, cwd=small, env=env, **pipes) for _ in range(nodes)
+        ]
         outputs = [process.communicate(timeout=300)[0] for process in running]
         assert [process.returncode for process in running] == [0] * nodes, outputs
         assert sum("2 x cpu" in output for output in outputs) == 1, outputs
@@ -169,8 +206,12 @@ def test_torchrun_commands_run(small):
 
 @pytest.mark.long
 def test_bench_runs(small):
-    command = next(c for c in commands() if "tests/bench.py" in c).replace("DIR", "none")
+    command = next(c for c in commands() if "tests/bench.py" in c).replace(
+        "DIR", "none"
+    )
     command = [sys.executable, *shlex.split(command)[1:], "--quick", "--rounds=1"]
-    done = subprocess.run(command, cwd=small, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, cwd=small, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "| gpt_char" in done.stdout

@@ -1,4 +1,5 @@
-"""--compile with the real compiler, on the CPU: the losses are those without it, for any batch.
+"""--compile with the real compiler, on the CPU: the losses are those without it, for
+any batch.
 
 A GPU compiles by default, where no test runs. Skipped where there is no C++ compiler.
 """
@@ -18,13 +19,18 @@ import torch.distributed as dist
 
 ROOT = Path(__file__).parent.parent
 ARGS = (
-    "--device=cpu --bfloat16=False --float16=False --hellaswag=False --n_layer=2 --n_head=2 "
-    "--n_embd=32 --block_size=16 --total_batch_size=128 --batch_size=4 --data_dir=tokens "
+    "--device=cpu --no-bfloat16 --no-float16 --no-hellaswag --n_layer=2 --n_head=2 "
+    "--n_embd=32 --block_size=16 --total_batch_size=128 --batch_size=4 "
+    "--data_dir=tokens "
     "--eval_interval=4 --max_iters=6 --max_new_tokens=3"
 ).split()
 RUNS = [("gpt2_train", 1, ()), ("gpt2_train", 2, ())]
 RUNS += [
-    ("sparse_gpt", 1, (f"--pattern={pattern}", f"--combine={combine}", "--stride=6", "--summary=2"))
+    (
+        "sparse_gpt",
+        1,
+        (f"--pattern={pattern}", f"--combine={combine}", "--stride=6", "--summary=2"),
+    )
     for pattern in ("fixed", "strided")
     for combine in ("heads", "layers")
 ]
@@ -43,9 +49,11 @@ def compiler():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Byte shards under tokens/: 25 windows to evaluate, in batches of 4 one is left over.
+    """Byte shards under tokens/: 25 windows to evaluate, in batches of 4 one is left
+    over.
 
-    With two processes 13 and 12 of them, so the first process has a smaller batch, the second none.
+    With two processes 13 and 12 of them, so the first process has a smaller batch, the
+    second none.
     """
     path = tmp_path_factory.mktemp("compile")
     (path / "tokens").mkdir()
@@ -54,50 +62,82 @@ def folder(tmp_path_factory):
         header = np.zeros(256, dtype="<i4")
         header[:4] = 20240520, 1, length, 256
         tokens = rng.choice(list(b"a few letters"), size=length).astype("<u2")
-        path.joinpath(f"tokens/t_{name}.bin").write_bytes(header.tobytes() + tokens.tobytes())
+        path.joinpath(f"tokens/t_{name}.bin").write_bytes(
+            header.tobytes() + tokens.tobytes()
+        )
     return path
 
 
 def train(folder, script, processes, args, out_dir, compile):
     """Run to the end; returns stderr and the columns of log.csv."""
     torchrun = "-m torch.distributed.run --standalone --nproc_per_node=2".split()
-    command = [sys.executable, *(torchrun if processes == 2 else ()), ROOT / f"{script}.py", *ARGS]
-    command += [*args, f"--out_dir={out_dir}", f"--compile={compile}"]
+    command = [
+        sys.executable,
+        *(torchrun if processes == 2 else ()),
+        ROOT / f"{script}.py",
+        *ARGS,
+    ]
+    command += [
+        *args,
+        f"--out_dir={out_dir}",
+        "--compile" if compile else "--no-compile",
+    ]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     # What the runs have in common is compiled once
     env["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "compiled")
     env["TORCH_LOGS"] = "recompiles,dynamic"
     done = subprocess.run(
-        list(map(str, command)), cwd=folder, env=env, capture_output=True, text=True, timeout=1200
+        list(map(str, command)),
+        cwd=folder,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=1200,
     )
     assert done.returncode == 0, done.stderr
     with open(folder / out_dir / "log.csv", newline="") as f:
         rows = list(csv.DictReader(f))
     columns = ("loss", "val_loss", "grad_norm")
-    return done.stderr, {name: [float(r[name]) for r in rows if r[name]] for name in columns}
+    return done.stderr, {
+        name: [float(r[name]) for r in rows if r[name]] for name in columns
+    }
 
 
 @pytest.mark.long
 @pytest.mark.skipif(not compiler(), reason="this system has no C++ compiler")
 @pytest.mark.parametrize(
-    "script, processes, args", RUNS, ids=[" ".join(map(str, (s, n, *a[:2]))) for s, n, a in RUNS]
+    "script, processes, args",
+    RUNS,
+    ids=[" ".join(map(str, (s, n, *a[:2]))) for s, n, a in RUNS],
 )
 def test_losses_equal_those_without(folder, script, processes, args):
-    """And the compiler is called once for training, and for evaluation once per size of a batch."""
+    """And the compiler is called once for training, and for evaluation once per size of
+    a batch.
+    """
     if processes == 2 and not (dist.is_available() and dist.is_gloo_available()):
         pytest.skip("this torch has no gloo")
     out_dir = "_".join([script, str(processes), *(a.split("=")[1] for a in args)])
-    said, eager = train(folder, script, processes, args, f"{out_dir}_eager", compile=False)
+    said, eager = train(
+        folder, script, processes, args, f"{out_dir}_eager", compile=False
+    )
     assert "symbolic_shapes" not in said
     said, compiled = train(folder, script, processes, args, out_dir, compile=True)
-    assert [len(eager[name]) for name in eager] == [6, 3, 6]  # evaluated after 1, 4, 6 steps
+    assert [len(eager[name]) for name in eager] == [
+        6,
+        3,
+        6,
+    ]  # evaluated after 1, 4, 6 steps
     for name, numbers in eager.items():
-        assert compiled[name] == pytest.approx(numbers, rel=1e-4 if "loss" in name else 1e-3), name
-    # It was compiled, every size of a batch for itself: a size left open is a symbol, s0, s1, ...
+        assert compiled[name] == pytest.approx(
+            numbers, rel=1e-4 if "loss" in name else 1e-3
+        ), name
+    # It was compiled, every size of a batch for itself: a size left open is a symbol,
+    # s0, s1, ...
     assert "create_env" in said and "produce_guards" in said
     assert not re.search(r"create_symbol|create_unbacked|\bs\d+\b", said), said
-    # The second size of a batch in an evaluation is the only one that may need another compilation;
-    # the first evaluation counts as one, too, since the graph of training was there before
+    # The second size of a batch in an evaluation is the only one that may need another
+    # compilation; the first evaluation counts as one, too, since the graph of training
+    # was there before
     recompiled = Counter()
     for rank, reasons in re.findall(
         r"^(?:\[rank(\d)\]:)?.*Recompiling function .*\n((?:.*__recompiles\] .*- \d.*\n"

@@ -1,13 +1,16 @@
-"""gpt2_train.py on one process: model, data, evaluation, checkpoints, sampling, each against an
-independent and slower way to get the same.
+"""gpt2_train.py on one process: model, data, evaluation, checkpoints, sampling.
 
-Most tests run the script inside this process and get at its names; see the fixture gpt2.
+Each is held against an independent and slower way to get the same.
+
+Most tests run the script inside this process and get at its names: see gpt2 below.
 """
 
 import ast
 import builtins
+import contextlib
 import csv
 import functools
+import importlib.util
 import itertools
 import json
 import math
@@ -21,18 +24,23 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import filelock
 import numpy as np
 import pytest
 import tiktoken
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.torch_version import TorchVersion
 from torch.utils.flop_counter import FlopCounterMode
 
 SCRIPT = Path(__file__).parent.parent / "gpt2_train.py"
-CPU = "--device=cpu --compile=False --float16=False --bfloat16=False --hellaswag=False".split()
-TINY = "--n_layer=2 --n_head=2 --n_embd=32 --block_size=16 --total_batch_size=128".split()
+CPU = "--device=cpu --no-compile --no-float16 --no-bfloat16 --no-hellaswag".split()
+TINY = (
+    "--n_layer=2 --n_head=2 --n_embd=32 --block_size=16 --total_batch_size=128".split()
+)
+STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM]
+if hasattr(signal, "SIGHUP"):
+    STOP_SIGNALS.append(signal.SIGHUP)
 SHORT = "--max_iters=12 --log_interval=1 --eval_interval=4 --eval_tokens=512".split()
 SHORT += ["--max_new_tokens=5"]
 
@@ -45,12 +53,19 @@ def write_shard(path, tokens, vocab_size=256):
     path.write_bytes(header.tobytes() + np.asarray(tokens, dtype="<u2").tobytes())
 
 
+def write_shards(vocab_size=256):
+    """A shard of each split under tokens/, of random tokens."""
+    for name, length in (("train_000001", 900), ("val_000000", 300)):
+        tokens = random_tokens(length, vocab_size)
+        write_shard(Path(f"tokens/t_{name}.bin"), tokens, vocab_size % 50257)
+
+
 def random_tokens(length, vocab_size=256, seed=0):
     return np.random.default_rng(seed).integers(vocab_size, size=length)
 
 
 def sentences(words, length, seed=0):
-    """A text a tiny model can learn something of: the bytes of words in random order."""
+    """A text of which a tiny model can learn something: words in random order."""
     rng = random.Random(seed)
     text = " ".join(rng.choice(words.split()) for _ in range(length))
     return list(text.encode()[:length])
@@ -58,6 +73,8 @@ def sentences(words, length, seed=0):
 
 class FakeTokenizer:
     """Stands in for GPT-2's where a test needs its vocabulary, but no network."""
+
+    eot_token = 50256
 
     def encode_ordinary(self, s):
         return list(s.encode())
@@ -68,17 +85,24 @@ class FakeTokenizer:
 
 @pytest.fixture
 def gpt2(tmp_path, monkeypatch):
-    """A function that runs gpt2_train.py with arguments, in tmp_path, and returns its globals.
+    """A function that runs gpt2_train.py with arguments, in tmp_path.
 
-    They are the live ones: what a test assigns there is what the script's functions see.
+    It returns the script's globals: what a test assigns there, its functions see.
     """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tiktoken, "get_encoding", lambda name: FakeTokenizer())
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {s: signal.getsignal(s) for s in STOP_SIGNALS}
 
     def run(*args):
-        args = [*CPU, *TINY, "--max_iters=0", "--max_new_tokens=0", "--data_dir=tokens", *args]
+        args = [
+            *CPU,
+            *TINY,
+            "--max_iters=0",
+            "--max_new_tokens=0",
+            "--data_dir=tokens",
+            *args,
+        ]
         monkeypatch.setattr(sys, "argv", [str(SCRIPT), *args])
         # A signal that the script does not handle must fail the test, not end pytest
         signal.signal(signal.SIGTERM, lambda *_: pytest.fail("SIGTERM was not handled"))
@@ -91,26 +115,32 @@ def gpt2(tmp_path, monkeypatch):
 
 @pytest.fixture
 def tokens(tmp_path):
-    """Byte shards under tokens/, two of each split; returns {split: [tokens of a shard]}."""
+    """Byte shards under tokens/; returns {split: [tokens of a shard, ...]}."""
     made = {"train": [], "val": []}
-    for split, number, length in (("train", 1, 901), ("train", 2, 700), ("val", 0, 333)):
+    for split, number, length in (
+        ("train", 1, 901),
+        ("train", 2, 700),
+        ("val", 0, 333),
+    ):
         made[split].append(random_tokens(length, seed=length))
         write_shard(tmp_path / f"tokens/t_{split}_{number:06d}.bin", made[split][-1])
     return made
 
 
 @pytest.fixture
-def gpt2_tokens(tmp_path):
-    """Shards under tokens/ with GPT-2's vocabulary of 50257, which the script pads to 50304."""
-    write_shard(tmp_path / "tokens/t_train_000001.bin", random_tokens(900, 50257), 0)
-    write_shard(tmp_path / "tokens/t_val_000000.bin", random_tokens(300, 50257), 0)
+def gpt2_tokens(tmp_path, monkeypatch):
+    """Shards under tokens/ with GPT-2's 50257 tokens; the script pads to 50304."""
+    monkeypatch.chdir(tmp_path)
+    write_shards(50257)
 
 
 @functools.cache
 def statements():
     """The script's top-level statements, as (text without comments, code)."""
     body = ast.parse(SCRIPT.read_text(encoding="utf-8")).body
-    return [(ast.unparse(n), compile(ast.Module([n], []), SCRIPT, "exec")) for n in body]
+    return [
+        (ast.unparse(n), compile(ast.Module([n], []), SCRIPT, "exec")) for n in body
+    ]
 
 
 def again(g, *beginnings, **changed):
@@ -131,17 +161,23 @@ def shake(model, scale=0.3):
     torch.manual_seed(7)
     with torch.no_grad():
         for p in model.parameters():
-            p += scale * torch.randn_like(p) * (1 if p.ndim == 1 else p.shape[-1] ** -0.5)
+            p += (
+                scale
+                * torch.randn_like(p)
+                * (1 if p.ndim == 1 else p.shape[-1] ** -0.5)
+            )
 
 
 def read_log(folder):
-    """{step: loss} and {step: val_loss} of a log.csv; of a step logged twice, the later row."""
+    """{step: loss} and {step: val_loss} of a log.csv, which has each of them once."""
     with open(Path(folder, "log.csv"), newline="") as f:
         rows = list(csv.DictReader(f))
-    return tuple(
-        {int(row["step"]): float(row[name]) for row in rows if row[name]}
-        for name in ("loss", "val_loss")
-    )
+    curves = []
+    for name in ("loss", "val_loss"):
+        found = [(int(row["step"]), float(row[name])) for row in rows if row[name]]
+        assert len(dict(found)) == len(found), "a step is there twice"
+        curves.append(dict(found))
+    return tuple(curves)
 
 
 def flat(value, name=""):
@@ -168,7 +204,7 @@ def weights(g):
     return {name: p.clone() for name, p in g["model"].state_dict().items()}
 
 
-# ---------------------------------------------------------------------------------------- Model
+# -------------------------------------------------------------------------------- Model
 def import_transformers():
     return pytest.importorskip(
         "transformers", reason="transformers is not installed: nothing to compare with"
@@ -176,7 +212,7 @@ def import_transformers():
 
 
 def huggingface_model(vocab_size, n_positions, activation_function):
-    """A GPT2LMHeadModel with random weights and logits far below zero, as OpenAI's have."""
+    """A GPT2LMHeadModel of random weights; its logits are far below 0, as OpenAI's."""
     transformers = import_transformers()
     names = {name: value for name, value in locals().items() if name != "transformers"}
     config = transformers.GPT2Config(**names, n_embd=32, n_layer=2, n_head=2)
@@ -189,16 +225,20 @@ def huggingface_model(vocab_size, n_positions, activation_function):
 
 
 def assert_same_function(ours, theirs, vocab_size, positions=16):
-    """Logits equal to 1e-4 and the loss to 1e-5, on random tokens; the padding is impossible."""
+    """Logits equal to 1e-4 and the loss to 1e-5, on random tokens."""
     n = positions
-    idx = torch.from_numpy(random_tokens(3 * (n + 1), vocab_size, seed=5)).view(3, n + 1)
+    idx = torch.from_numpy(random_tokens(3 * (n + 1), vocab_size, seed=5))
+    idx = idx.view(3, n + 1)
     x, y = idx[:, :-1], idx[:, 1:]
     ours.eval()
     with torch.no_grad():
         logits, loss = ours.logits(x), ours(x, y)
         expected = theirs(x).logits
-        # HuggingFace shifts the labels itself, so its loss is of the same predictions
-        expected_loss = theirs(idx, labels=idx).loss if theirs.config.n_positions > n else None
+        direct = F.cross_entropy(expected.flatten(0, 1), y.flatten())
+        references = [direct]
+        if theirs.config.n_positions > n:
+            # HuggingFace shifts the labels itself: its loss is of the same predictions
+            references.append(theirs(idx, labels=idx).loss)
     assert logits.dtype == torch.float32 and loss.shape == ()
     assert logits.shape == (3, n, math.ceil(vocab_size / 128) * 128)
     assert (logits[..., vocab_size:] == -math.inf).all()
@@ -206,51 +246,60 @@ def assert_same_function(ours, theirs, vocab_size, positions=16):
     assert logits.shape == expected.shape
     assert expected.std() > 0.5  # or there would be nothing to get wrong
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
-    direct = F.cross_entropy(expected.flatten(0, 1), y.flatten())
-    for reference in (direct, expected_loss) if expected_loss is not None else (direct,):
+    for reference in references:
         assert loss.item() == pytest.approx(reference.item(), abs=1e-5)
 
 
 @pytest.mark.parametrize(
     "vocab_size, n_positions, activation",
-    [(256, 32, "gelu_new"), (256, 32, "gelu"), (50257, 32, "gelu_new"), (256, 9, "gelu_new")],
+    [
+        (256, 32, "gelu_new"),
+        (256, 32, "gelu"),
+        (50257, 32, "gelu_new"),
+        (256, 9, "gelu_new"),
+    ],
 )
-def test_import_equals_huggingface(gpt2, tmp_path, capsys, vocab_size, n_positions, activation):
+def test_import_equals_huggingface(
+    gpt2, tmp_path, capsys, vocab_size, n_positions, activation
+):
     """Of a model for more positions than block_size. One for fewer is refused."""
     theirs = huggingface_model(vocab_size, n_positions, activation)
     theirs.save_pretrained(tmp_path / "hf")
-    write_shard(tmp_path / "tokens/t_train_000001.bin", random_tokens(900), vocab_size % 50257)
-    write_shard(tmp_path / "tokens/t_val_000000.bin", random_tokens(300), vocab_size % 50257)
+    write_shards(vocab_size)
     if n_positions < 16:
         with pytest.raises(SystemExit, match="2"):
             gpt2("--init_from=hf")
-        assert capsys.readouterr().err.endswith("argument --block_size: at most 9 for hf\n")
+        assert capsys.readouterr().err.endswith("--block_size must be at most 9\n")
         return
-    ours = gpt2("--init_from=hf", "--n_layer=9")["model"]  # the folder decides on the size
+    g = gpt2("--init_from=hf", "--n_layer=9")  # the folder decides on the size
+    ours = g["model"]
+    assert g["n_layer"] == len(ours.h) == 2
     assert len(ours.wpe.weight) == 16
     assert_same_function(ours, theirs, vocab_size)
 
 
-@pytest.mark.parametrize("vocab_size, model", [(256, "char"), (256, "gpt2"), (50257, "gpt2")])
+@pytest.mark.parametrize(
+    "vocab_size, model", [(256, "char"), (256, "gpt2"), (50257, "gpt2")]
+)
 def test_export_equals_huggingface(gpt2, tmp_path, vocab_size, model):
     """The model named char has exact GELU, all others GPT-2's approximation of it."""
     transformers = import_transformers()
-    write_shard(tmp_path / "tokens/t_train_000001.bin", random_tokens(900), vocab_size % 50257)
-    write_shard(tmp_path / "tokens/t_val_000000.bin", random_tokens(300), vocab_size % 50257)
-    g = gpt2(f"--model={model}")
+    write_shards(vocab_size)
+    g = gpt2(f"--model_size={model}")
     shake(g["model"], 1.0)
     Path("out/gpt2_train").mkdir(parents=True)
-    g["save_checkpoint"](["made.pt"], 0, 1.0)
+    g["save_checkpoint"]("made.pt", 0)
     made = "--init_from=out/gpt2_train/made.pt"
-    g = gpt2(f"--model={model}", made, "--export_dir=exported")
+    g = gpt2(f"--model_size={model}", made, "--export_dir=exported")
     theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "exported").eval()
     assert theirs.config.vocab_size == vocab_size and theirs.config.n_positions == 16
-    assert theirs.config.activation_function == {"char": "gelu", "gpt2": "gelu_new"}[model]
+    gelu = {"char": "gelu", "gpt2": "gelu_new"}[model]
+    assert theirs.config.activation_function == gelu
     assert_same_function(g["model"], theirs, vocab_size)
     assert_same_function(gpt2("--init_from=exported")["model"], theirs, vocab_size)
     other = {"char": "gpt2", "gpt2": "char"}[model]
-    with pytest.raises(SystemExit, match="its model is .*'gelu'"):  # a file of the other GELU
-        gpt2(f"--model={other}", made)
+    with pytest.raises(SystemExit, match="gelu="):
+        gpt2(f"--model_size={other}", made)  # it would be another function
 
 
 def test_padded_ids_are_out_of_softmax_and_sampling(gpt2, gpt2_tokens):
@@ -261,15 +310,18 @@ def test_padded_ids_are_out_of_softmax_and_sampling(gpt2, gpt2_tokens):
     x = torch.from_numpy(random_tokens(32, 50257)).view(2, 16)
     before = [model.logits(x), model(x, x)]
     assert before[0].shape == (2, 16, 50304)
-    assert (before[0][..., 50257:] == -math.inf).all() and before[0][..., :50257].isfinite().all()
-    direct = F.cross_entropy(before[0][..., :50257].flatten(0, 1), x.flatten())
+    assert (before[0][..., 50257:] == -math.inf).all()
+    real = before[0][..., :50257]
+    assert real.isfinite().all()
+    direct = F.cross_entropy(real.flatten(0, 1), x.flatten())
     assert before[1].item() == pytest.approx(direct.item(), rel=1e-6)
     with torch.no_grad():  # whatever the padding holds
         model.wte.weight[50257:] = 100 * torch.randn(47, 32)
     after = [model.logits(x), model(x, x)]
     assert torch.equal(before[0], after[0]) and torch.equal(before[1], after[1])
     after[1].backward()
-    assert model.wte.weight.grad[:50257].any() and not model.wte.weight.grad[50257:].any()
+    gradient = model.wte.weight.grad
+    assert gradient[:50257].any() and not gradient[50257:].any()
     for temperature in (0, 1.0, 50.0):
         ids = g["generate"](x[:, :1], 12, temperature=temperature)
         assert ids.max() < 50257
@@ -286,7 +338,7 @@ def test_padded_ids_are_out_of_softmax_and_sampling(gpt2, gpt2_tokens):
 )
 def test_parameter_counts(gpt2, gpt2_tokens, name, expected):
     g = gpt2()
-    g["n_layer"], g["n_head"], g["n_embd"] = g["sizes"][name]
+    g["n_layer"], g["n_head"], g["n_embd"] = g["sizes"][name][:3]
     g["block_size"] = 1024
     with torch.device("meta"):  # shapes without memory
         model = g["GPT"]()
@@ -312,21 +364,26 @@ def test_blocks_add_nothing_at_the_start(gpt2, tokens):
     assert all(block.mlp.c_proj.weight.grad.any() for block in model.h)
 
 
-def test_learning_rate_ends(gpt2, tokens):
-    g = gpt2("--learning_rate=2", "--warmup_iters=10")
-    g["max_iters"] = 110  # of a run that would train
-    rates = [g["get_lr"](step) for step in range(110)]
-    assert rates[:10] == pytest.approx([0.2 * (i + 1) for i in range(10)])
-    assert max(rates) == rates[9] == 2
-    assert rates[10:] == pytest.approx([2 * (110 - i) / 100 for i in range(10, 110)])
-    assert rates[-1] > 0
-    g["max_iters"] = 5  # all of it is warm-up
-    assert [g["get_lr"](step) for step in range(5)] == pytest.approx(rates[:5])
+def test_learning_rate_goes_by_size(gpt2, tokens):
+    """As GPT-3's did: the larger the model, the lower. A given one is kept."""
+    rates = {}
+    for size in gpt2()["sizes"]:
+        g = gpt2(f"--model_size={size}")
+        rates[size] = g["learning_rate"]
+        assert g["config"]["learning_rate"] == rates[size]
+    gpt3 = {"gpt2": 6e-4, "gpt2-medium": 3e-4, "gpt2-large": 2.5e-4, "gpt2-xl": 2e-4}
+    gpt3 |= {"gpt3-large": 2.5e-4, "gpt3-xl": 2e-4}  # Brown et al. 2020, table 2.1
+    for size, rate in gpt3.items():
+        assert rates[size] / rates["gpt2"] == pytest.approx(rate / gpt3["gpt2"]), size
+    assert set(rates) - set(gpt3) == {"char", "char-small"}
+    g = gpt2("--model_size=gpt2-xl", "--learning_rate=0.25")
+    assert g["learning_rate"] == 0.25 and g["gelu"] == "tanh"
+    assert gpt2("--model_size=gpt2-xl", "--gelu=none")["gelu"] == "none"
 
 
-# ----------------------------------------------------------------------------------------- Data
+# --------------------------------------------------------------------------------- Data
 def all_windows(shards, shift, block_size=16):
-    """The windows of training shards, as (x, y) tuples of plain ints: cut with slices only.
+    """The windows of training shards, as (x, y) tuples of ints: cut with slices only.
 
     As many as fit into a shard, whatever the shift of an epoch.
     """
@@ -341,7 +398,7 @@ def all_windows(shards, shift, block_size=16):
 
 def batches(g, steps, batch_size, world_size, total=8):
     """The windows of every step, in the order of the micro-steps and processes."""
-    g["batch_size"], g["world_size"] = batch_size, world_size
+    g["micro_batch_size"], g["world_size"] = batch_size, world_size
     g["accumulation"] = total // (batch_size * world_size)
     found = []
     for step in steps:
@@ -382,15 +439,22 @@ def test_every_window_once_per_epoch(gpt2, tmp_path):
     assert other != found[: 15 * 8] and sorted(other[:n]) in expected
 
 
-# ----------------------------------------------------------------------------------- Evaluation
-def summed_over_processes(g, function, world_size):
-    """What a function that ends in total / count returns on world_size processes."""
-    parts, real = [], g["add_up"]
-    g["world_size"], g["add_up"] = world_size, lambda *numbers: parts.append(numbers) or (1, 1)
+# --------------------------------------------------------------------------- Evaluation
+def summed_over_processes(g, function, world_size, count=None):
+    """What a function that ends in total / count returns on world_size processes.
+
+    It adds up both over the processes, or the total only.
+    """
+    parts = []
+    real = g["add_up"]
+    g["world_size"] = world_size
+    g["add_up"] = lambda *numbers: parts.append(numbers) or (1, 1)
     for g["rank"] in range(world_size):
         g[function]()
     g["world_size"], g["rank"], g["add_up"] = 1, 0, real
-    return sum(total for total, _ in parts) / sum(count for _, count in parts)
+    if count is None:
+        count = sum(part[1] for part in parts)
+    return sum(part[0] for part in parts) / count
 
 
 @pytest.mark.parametrize("eval_tokens", [10**7, 100])
@@ -413,7 +477,9 @@ def test_estimate_loss_equals_direct_computation(gpt2, tmp_path, eval_tokens):
             window = ids[start : start + 17]
             with torch.no_grad():
                 log_probs = model.logits(window[None, :-1])[0].log_softmax(-1)
-            losses += [-log_probs[i, token].item() for i, token in enumerate(window[1:])]
+            losses += [
+                -log_probs[i, token].item() for i, token in enumerate(window[1:])
+            ]
     model.train()
     assert len(losses) == (48 + 80 if eval_tokens > 1000 else 112)
     expected = sum(losses) / len(losses)
@@ -430,7 +496,8 @@ def made_up_questions(count=21):
 
     def words(low, high):
         return " ".join(
-            rng.choice(["on", "ice", "é", "\u2028x"]) for _ in range(rng.randint(low, high))
+            rng.choice(["on", "ice", "é", "\u2028x"])
+            for _ in range(rng.randint(low, high))
         )
 
     return [
@@ -439,15 +506,16 @@ def made_up_questions(count=21):
     ]
 
 
-def reference_answer(g, question, normalise=True):
+def reference_answer(g, question, normalise=True, block_size=48):
     """Score one ending after the other, each alone."""
     scores = []
     for ending in question["endings"]:
         context, ending = list(question["ctx"].encode()), list(f" {ending}".encode())
-        ids = torch.tensor(context + ending)[-49:]  # block_size and one
+        ids = torch.tensor(context + ending)[-block_size - 1 :]
         with torch.no_grad():
             log_probs = g["model"].logits(ids[None, :-1])[0].log_softmax(-1)
-        picked = [log_probs[i - 1, ids[i]].item() for i in range(len(ids) - len(ending), len(ids))]
+        first = len(ids) - len(ending)
+        picked = [log_probs[i - 1, ids[i]].item() for i in range(first, len(ids))]
         scores.append(sum(picked) / (len(picked) if normalise else 1))
     return scores.index(max(scores))
 
@@ -476,8 +544,9 @@ def test_hellaswag_equals_unbatched_reference(gpt2, tokens, tmp_path, capsys):
     assert g["hellaswag_accuracy"]() == pytest.approx(17 / 21)
     assert g["model"].training
     for world_size in (2, 5):
-        assert summed_over_processes(g, "hellaswag_accuracy", world_size) == pytest.approx(17 / 21)
-    # Every question counts: one label more is wrong, in the first, a middle and the last batch
+        found = summed_over_processes(g, "hellaswag_accuracy", world_size, count=21)
+        assert found == pytest.approx(17 / 21)
+    # Every question counts: one more is wrong, in the first, a middle or the last batch
     for i in (0, 9, 19):
         context, endings, label = g["questions"][i]
         g["questions"][i] = context, endings, (label + 1) % 4
@@ -491,43 +560,90 @@ def test_hellaswag_equals_unbatched_reference(gpt2, tokens, tmp_path, capsys):
     assert [int(row["step"]) for row in rows] == [1, 2]
     g["load_checkpoint"]("out/gpt2_train/last.pt")
     assert float(rows[1]["hellaswag"]) == pytest.approx(g["hellaswag_accuracy"]())
-    # None right is a share, too
-    lines = [json.dumps(q | {"label": 4}) + "\n" for q in questions]
+    assert f"| hellaswag {float(rows[1]['hellaswag']):.4f}\n" in capsys.readouterr().out
+    # None right is an accuracy, too
+    g = gpt2(*args, "--hellaswag")
+    g["model"].eval()
+    for i, question in enumerate(questions):
+        question["label"] = (reference_answer(g, question) + 1) % 4
+    g["questions"][:] = [
+        (context, endings, q["label"])
+        for (context, endings, _), q in zip(g["questions"], questions)
+    ]
+    assert g["hellaswag_accuracy"]() == 0.0
+
+
+def test_hellaswag_has_few_shapes(gpt2, tokens, tmp_path):
+    """Lengths are multiples of 128, or block_size, and the padding changes nothing."""
+    file = tmp_path / "data/hellaswag/hellaswag_val.jsonl"
+    file.parent.mkdir(parents=True)
+    rng = random.Random(5)
+    questions = []
+    for n in (5, 60, 120, 127, 128, 140, 250, 256, 290, 299, 300, 301, 420):
+        ending = [
+            "".join(rng.choices("abcdef ", k=rng.randint(1, 9))) for _ in range(4)
+        ]
+        context = "".join(rng.choices("abcdef ", k=n - max(map(len, ending)) - 1))
+        questions.append({"ctx": context or "a", "endings": ending, "label": 0})
+    lines = [json.dumps(q) + "\n" for q in questions for _ in range(8)]  # whole batches
     file.write_text("".join(lines), encoding="utf-8")
-    capsys.readouterr()
-    gpt2(*args, *SHORT, "--hellaswag", "--max_iters=1", "--init_from=scratch")
-    assert "| hellaswag 0.0\n" in capsys.readouterr().out
+    g = gpt2("--block_size=300", "--total_batch_size=300", "--hellaswag")
+    shake(g["model"], 1.0)
+    g["model"].eval()
+    answers = [reference_answer(g, q, block_size=300) for q in questions]
+    g["questions"][:] = [
+        (context, endings, answers[i // 8])
+        for i, (context, endings, _) in enumerate(g["questions"])
+    ]
+    lengths = []
+    hook = g["model"].wte.register_forward_pre_hook(
+        lambda _, args: lengths.append(args[0].shape[1])
+    )
+    assert g["hellaswag_accuracy"]() == 1.0 and len(set(answers)) > 1
+    hook.remove()
+    assert lengths == [128] * 5 + [256] * 3 + [300] * 5
+    # A batch of short and long ones takes the longest
+    x, y = g["hellaswag_batch"]([g["questions"][0], g["questions"][50]])
+    assert x.shape == y.shape == (8, 256)
+    assert gpt2("--block_size=48", "--total_batch_size=48", "--hellaswag")["questions"]
 
 
-# ------------------------------------------------------------------------------------- Training
+# ----------------------------------------------------------------------------- Training
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 def test_accumulation_equals_one_batch(gpt2, tmp_path, optimizer):
     words = "it is one batch of eight or four of two"
     write_shard(tmp_path / "tokens/t_train_000001.bin", sentences(words, 9000))
     write_shard(tmp_path / "tokens/t_val_000000.bin", sentences(words, 900, seed=1))
-    args = [*SHORT, "--max_iters=20", f"--optimizer={optimizer}", "--learning_rate=3e-3"]
+    args = [
+        *SHORT,
+        "--max_iters=20",
+        f"--optimizer={optimizer}",
+        "--learning_rate=3e-3",
+    ]
     gpt2(*args, "--batch_size=8", "--out_dir=one")
     gpt2(*args, "--batch_size=2", "--out_dir=four")
     (one, one_val), (four, four_val) = read_log("one"), read_log("four")
-    assert len(one) == 20 and one == pytest.approx(four, rel=1e-5)
+    assert list(one) == [*range(1, 21)] and one == pytest.approx(four, rel=1e-5)
     assert list(one_val) == [1, 4, 8, 12, 16, 20]
     assert one_val == pytest.approx(four_val, rel=1e-5)
-    assert one[19] < one[0] - 0.3  # or the equality would say little
-    norms = []  # the losses cannot tell: clipping and both optimizers undo a factor of 4
+    assert one[20] < one[1] - 0.3  # or the equality would say little
+    norms = []  # the losses cannot tell: clipping and optimizers undo a factor of 4
     for out_dir in ("one", "four"):
         with open(Path(out_dir, "log.csv"), newline="") as f:
-            norms.append([float(row["grad_norm"]) for row in csv.DictReader(f) if row["loss"]])
+            norms.append(
+                [float(row["grad_norm"]) for row in csv.DictReader(f) if row["loss"]]
+            )
     assert norms[0] == pytest.approx(norms[1], rel=1e-3)
 
 
 def test_logged_loss_is_of_the_whole_step(gpt2, tokens):
-    """Against the untrained model on the windows of step 0, which it is computed from."""
+    """Against the untrained model on the windows of the first step."""
     g = gpt2()
     windows = batches(g, [0], 8, 1)
     x, y = (torch.tensor(side) for side in zip(*windows))
     expected = g["model"](x, y).item()
     gpt2(*SHORT, "--max_iters=1", "--batch_size=2", "--out_dir=run")
-    assert read_log("run")[0][0] == pytest.approx(expected, rel=1e-6)
+    assert read_log("run")[0][1] == pytest.approx(expected, rel=1e-6)
 
 
 class Killed(BaseException):
@@ -535,7 +651,7 @@ class Killed(BaseException):
 
 
 def interrupt(monkeypatch, line_start, how):
-    """When the script prints a line that begins so: SIGTERM, or an end without any notice."""
+    """At the first line that begins so: a signal, or an end without notice."""
     real = builtins.print
 
     def watching(*args, **kwargs):
@@ -551,7 +667,7 @@ def interrupt(monkeypatch, line_start, how):
 VARIANTS = {
     "muon": ("--optimizer=muon", "--dropout=0.2"),
     "adamw": ("--optimizer=adamw", "--batch_size=2"),
-    "float16": ("--float16=True", "--dropout=0.2"),
+    "float16": ("--float16", "--dropout=0.2"),
 }
 
 
@@ -559,8 +675,17 @@ VARIANTS = {
 def test_resume_is_exact(gpt2, tokens, monkeypatch, variant):
     args = [*SHORT, *VARIANTS[variant]]
     gpt2(*args, "--out_dir=whole")
-    interruptions = [("SIGTERM", 0), ("killed", 2), ("SIGTERM", 5), ("killed", 9), ("SIGINT", 8)]
-    for how, step in interruptions:  # five times on the way through one and the same run
+    interruptions = [
+        ("SIGTERM", 1),
+        ("killed", 3),
+        ("SIGTERM", 6),
+        ("killed", 10),
+        ("SIGINT", 9),
+    ]
+    for (
+        how,
+        step,
+    ) in interruptions:  # five times on the way through one and the same run
         with monkeypatch.context() as context:
             interrupt(context, f"step {step:5d}/12 | loss", how)
             with pytest.raises((SystemExit, Killed)) as end:
@@ -570,44 +695,84 @@ def test_resume_is_exact(gpt2, tokens, monkeypatch, variant):
         else:
             assert end.value.code == 130
             # The signal came when the step was over, so one more is made
-            assert torch.load("parts/last.pt", weights_only=True)["step"] == step + 2
+            assert torch.load("parts/last.pt", weights_only=True)["step"] == step + 1
     gpt2(*args, "--out_dir=parts")
     assert read_log("parts") == read_log("whole")
-    assert list(read_log("whole")[0]) == list(range(12))
+    assert list(read_log("whole")[0]) == list(range(1, 13))
     for name in ("last.pt", "best.pt"):
         assert_same_checkpoint(f"parts/{name}", f"whole/{name}")
 
 
-def test_log_is_appended_on_resume(gpt2, tokens, monkeypatch):
-    interrupt(monkeypatch, "step     5/12 | loss", "SIGTERM")
-    with pytest.raises(SystemExit):
-        gpt2(*SHORT, "--out_dir=run")
+def loss_rows(folder):
+    """The rows of log.csv that are of training, without their times."""
+    timed = ("ms", "tokens_per_second")
+    with open(Path(folder, "log.csv"), newline="") as f:
+        rows = [row for row in csv.DictReader(f) if row["loss"]]
+    return [{k: v for k, v in row.items() if k not in timed} for row in rows]
+
+
+def test_log_continues_on_resume(gpt2, tokens, monkeypatch):
+    with monkeypatch.context() as context:
+        interrupt(context, "step     5/12 | loss", "SIGTERM")
+        with pytest.raises(SystemExit):
+            gpt2(*SHORT, "--out_dir=run")
     first = Path("run/log.csv").read_text()
-    gpt2(*SHORT, "--out_dir=run")
+    g = gpt2(*SHORT, "--out_dir=run")
     whole = Path("run/log.csv").read_text()
     assert whole.startswith(first) and whole.count("step,loss") == 1
     rows = list(csv.DictReader(whole.splitlines()))
-    assert [int(row["step"]) for row in rows if row["loss"]] == list(range(12))
+    assert [int(row["step"]) for row in rows if row["loss"]] == list(range(1, 13))
     assert [int(row["step"]) for row in rows if row["val_loss"]] == [1, 4, 8, 12]
     for row in rows:
         if row["loss"]:
             ms, speed = float(row["ms"]), float(row["tokens_per_second"])
             assert speed == pytest.approx(128 / ms * 1000)
             assert float(row["grad_norm"]) > 0 and row["mfu"] == "nan"
+            assert float(row["lr"]) == g["get_lr"](int(row["step"]) - 1)
         else:
-            assert row["ms"] == "" and row["hellaswag"] == "n/a"
+            assert row["ms"] == row["lr"] == row["hellaswag"] == ""
+
+
+def test_log_has_no_double_rows(gpt2, tokens, monkeypatch):
+    """Killed after step 7, of which the last checkpoint, of step 4, knows nothing."""
+    gpt2(*SHORT, "--out_dir=whole")
+    with monkeypatch.context() as context:
+        interrupt(context, "step     7/12 | loss", "killed")
+        with pytest.raises(Killed):
+            gpt2(*SHORT, "--out_dir=run")
+    log = Path("run/log.csv")
+    assert list(read_log("run")[0]) == [1, 2, 3, 4, 5, 6, 7]
+    log.write_text(log.read_text() + "8,5.5,0.0")  # and in the middle of a row
+    with monkeypatch.context() as context:
+        interrupt(context, "run/last.pt: continuing from step 4", "killed")
+        with pytest.raises(Killed):
+            gpt2(*SHORT, "--out_dir=run")
+    gpt2(*SHORT, "--out_dir=run")
+    assert read_log("run") == read_log("whole")
+    assert loss_rows("run") == loss_rows("whole")
+    # Another seed begins anew, and so does its log
+    gpt2(*SHORT, "--out_dir=run", "--init_from=scratch", "--max_iters=3", "--seed=7")
+    losses, val_losses = read_log("run")
+    assert list(losses) == [1, 2, 3] and list(val_losses) == [1, 3]
+    assert losses[1] != read_log("whole")[0][1]
+    assert sorted(path.name for path in Path("run").iterdir()) == [
+        "best.pt",
+        "last.pt",
+        "log.csv",
+    ]
 
 
 def test_checkpoints(gpt2, tokens, monkeypatch):
-    """Tensors and plain values, names without prefixes, and the ones to keep are kept."""
+    """Tensors and plain values, names without prefixes; the ones to keep are kept."""
     real = torch.compile
     eager = {"backend": "eager"}  # needs no C++ compiler
-    monkeypatch.setattr(torch, "compile", lambda m, **options: real(m, **options, **eager))
-    g = gpt2(*SHORT, "--keep_every=8", "--max_iters=16", "--out_dir=run", "--compile=True")
+    monkeypatch.setattr(torch, "compile", lambda m, **some: real(m, **some, **eager))
+    args = [*SHORT, "--keep_every=4", "--max_iters=8"]
+    g = gpt2(*args, "--out_dir=run", "--compile")
     assert type(g["compiled"]).__name__ == "OptimizedModule"
     files = sorted(path.name for path in Path("run").iterdir())
-    kept = ["step_000008.pt", "step_000016.pt"]
-    assert files == ["best.pt", "last.pt", "lock", "log.csv", *kept]
+    kept = ["step_000004.pt", "step_000008.pt"]
+    assert files == ["best.pt", "last.pt", "log.csv", *kept]
     names = set(g["GPT"]().state_dict())
     assert "h.1.attn.c_attn.weight" in names
     for name in files[:2] + kept:
@@ -616,37 +781,179 @@ def test_checkpoints(gpt2, tokens, monkeypatch):
         for path, leaf in flat(checkpoint):
             assert type(leaf) in (torch.Tensor, int, float, str, bool, type(None)), path
     steps = [torch.load(Path("run", f), weights_only=True)["step"] for f in kept]
-    assert steps == [8, 16]
+    assert steps == [4, 8]
     val_losses = read_log("run")[1]
     best = torch.load("run/best.pt", weights_only=True)
     assert best["step"] == min(val_losses, key=val_losses.get)
     assert best["best_val_loss"] == min(val_losses.values())
 
-    gpt2(*SHORT, "--max_iters=16", "--out_dir=plain")
+    gpt2(*SHORT, "--max_iters=8", "--out_dir=plain")
     for compiled, plain in zip(read_log("run"), read_log("plain")):
         assert compiled == pytest.approx(plain, rel=1e-5)
 
 
 def test_fine_tuning_lowers_the_loss(gpt2, tmp_path):
-    play, recipe = "thou art my lord and I thy fool", "mix two eggs with warm milk; bake for hours"
+    play = "thou art my lord and I thy fool"
+    recipe = "mix two eggs with warm milk; bake for hours"
     for name, words in (("play", play), ("recipe", recipe)):
-        write_shard(tmp_path / f"{name}/t_train_000001.bin", sentences(words, 20_000))
-        write_shard(tmp_path / f"{name}/t_val_000000.bin", sentences(words, 2_000, seed=1))
-    args = ["--eval_interval=50", "--max_iters=100", "--batch_size=8"]
+        train, val = sentences(words, 20_000), sentences(words, 2_000, seed=1)
+        write_shard(tmp_path / f"{name}/t_train_000001.bin", train)
+        write_shard(tmp_path / f"{name}/t_val_000000.bin", val)
+    args = ["--eval_interval=30", "--max_iters=60", "--batch_size=8"]
     gpt2(*args, "--data_dir=play", "--out_dir=a")
     old, old_val = read_log("a")
-    assert old_val[100] < 0.6 * old_val[1]
+    assert old_val[60] < 0.6 * old_val[1]
     tune = [*args, "--data_dir=recipe", "--init_from=a/best.pt", "--learning_rate=3e-3"]
     g = gpt2(*tune, "--max_iters=0", "--out_dir=b")
     before = g["estimate_loss"]()
-    assert abs(before - old_val[100]) > 0.1
+    assert abs(before - old_val[60]) > 0.1
     first = g["model"](*g["get_batch"](0, 0)).item()
     gpt2(*tune, "--out_dir=b")
     new, new_val = read_log("b")
-    assert list(new) == list(range(100)) and new[0] == pytest.approx(first, rel=1e-5)
-    assert new_val[50] < before - 0.5 and new_val[100] < new_val[50]
+    assert list(new) == list(range(1, 61))
+    assert new[1] == pytest.approx(first, rel=1e-5)
+    assert new_val[30] < before - 0.5 and new_val[60] < new_val[30]
     best = torch.load("a/best.pt", weights_only=True)
-    assert best["step"] == 100  # the checkpoint that it began from is untouched
+    assert best["step"] == 60  # the checkpoint that it began from is untouched
+
+
+def last_line_says(out, out_dir):
+    """What the last line wants added to the command, so that it continues."""
+    line = out.splitlines()[-1]
+    assert "saved" in line and out_dir in line
+    return re.findall(r"--\S+", line)
+
+
+def test_fine_tuning_is_continued(gpt2, tokens, monkeypatch, capsys):
+    """From its own checkpoints, not again from the weights that it began with.
+
+    Those may be of another optimizer and of other data.
+    """
+    gpt2(*SHORT, "--max_iters=2", "--out_dir=a", "--optimizer=muon")
+    for split, number in (("train", 1), ("val", 0)):
+        path = Path(f"other/t_{split}_{number:06d}.bin")
+        write_shard(path, random_tokens(500, seed=number))
+    tune = [*SHORT, "--data_dir=other", "--optimizer=adamw", "--init_from=a/best.pt"]
+    gpt2(*tune, "--out_dir=whole")
+    with monkeypatch.context() as context:
+        interrupt(context, "step     5/12 | loss", "SIGINT")
+        with pytest.raises(SystemExit):
+            gpt2(*tune, "--out_dir=parts")
+    gpt2(*tune, "--out_dir=parts", *last_line_says(capsys.readouterr().out, "parts"))
+    assert "parts/last.pt: continuing from step 6" in capsys.readouterr().out
+    assert read_log("parts") == read_log("whole")
+    assert_same_checkpoint("parts/last.pt", "whole/last.pt")
+
+
+def test_fine_tuning_of_openais_weights_is_continued(gpt2, tokens, monkeypatch, capsys):
+    """They decide on the size of the model, and its GELU, so they are needed again."""
+    huggingface_model(256, 16, "gelu_new").save_pretrained("hf")
+    tune = [*SHORT, "--init_from=hf", "--n_layer=3", "--learning_rate=1e-3"]
+    with monkeypatch.context() as context:
+        interrupt(context, "step     5/12 | loss", "SIGINT")
+        with pytest.raises(SystemExit):
+            gpt2(*tune)
+    flags = last_line_says(capsys.readouterr().out, "out/gpt2_train")
+    gpt2(*tune, *flags)
+    out = capsys.readouterr().out
+    assert "out/gpt2_train/last.pt: continuing from step 6" in out
+    assert list(read_log("out/gpt2_train")[0]) == list(range(1, 13))
+
+
+def test_only_weights_are_loaded(gpt2, tokens, monkeypatch, capsys):
+    """Sampling, fine-tuning and the end of a run need no optimizer's state.
+
+    Sampling reads one file, the best, and of that only what it needs.
+    """
+    gpt2(*SHORT, "--max_iters=5")  # evaluated after steps 1, 4 and 5
+    folder = Path("out/gpt2_train")
+    best = torch.load(folder / "best.pt", weights_only=True)
+    read, load = [], torch.load
+
+    def loading(path, **options):
+        read.append((str(path), options["mmap"]))
+        return load(path, **options)
+
+    monkeypatch.setattr(torch, "load", loading)
+    capsys.readouterr()
+    for args, path in (
+        (["--max_iters=0"], "out/gpt2_train/best.pt"),
+        (["--max_iters=0", "--init_from=a.pt"], "a.pt"),
+    ):
+        (folder / "last.pt").rename("a.pt") if path == "a.pt" else None
+        g = gpt2(*args)
+        assert read == [(path, True)]
+        assert not any(opt.state for opt in g["optimizers"])
+        read.clear()
+    out = capsys.readouterr().out
+    step, val_loss = best["step"], best["best_val_loss"]
+    said = re.search(r"out/gpt2_train/best.pt: the weights of step (\d+)(.*)\n", out)
+    assert int(said[1]) == step and f"val loss {val_loss:.4f}" in said[2]
+    assert "\na.pt: " in out and "final" not in out
+    # A whole run: its start has all, its end the weights alone
+    Path("a.pt").rename(folder / "last.pt")
+    gpt2(*SHORT, "--max_iters=6")
+    assert [Path(path).name for path, _ in read] == ["last.pt", "best.pt"]
+    assert [mmap for _, mmap in read] == [False, True]
+
+
+@pytest.mark.parametrize("signum", STOP_SIGNALS)
+def test_second_ctrl_c_ends_at_once(gpt2, tokens, signum):
+    """But not a second SIGTERM: a scheduler may send one, and torchrun another."""
+    g = gpt2()
+    for number in STOP_SIGNALS:
+        signal.signal(number, g["request_stop"])
+    assert not g["stop_requested"]
+    signal.raise_signal(signum)
+    assert g["stop_requested"]
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+    signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is g["request_stop"]
+
+
+def test_handlers_are_restored(gpt2, tokens):
+    """As in a notebook, where the process goes on when the run is over."""
+    before = [signal.getsignal(number) for number in STOP_SIGNALS]
+    for _ in range(2):
+        gpt2(*SHORT, "--max_iters=2")
+        gpt2(*SHORT, "--max_iters=4")
+        after = [signal.getsignal(number) for number in STOP_SIGNALS]
+        for number, a, b in zip(STOP_SIGNALS, before, after):
+            assert number == signal.SIGTERM or a is b
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no SIGHUP")
+def test_nohup_is_respected(gpt2, tokens, monkeypatch):
+    """A closed terminal stops the run, unless it was told to be ignored."""
+
+    def unhandled(*_):
+        pytest.fail("SIGHUP was not handled")
+
+    for handler, last in ((unhandled, 6), (signal.SIG_IGN, 12)):
+        signal.signal(signal.SIGHUP, handler)
+        with monkeypatch.context() as context:
+            interrupt(context, "step     5/12 | loss", "SIGHUP")
+            with contextlib.suppress(SystemExit):
+                gpt2(*SHORT, f"--out_dir=until_{last}")
+        saved = torch.load(f"until_{last}/last.pt", weights_only=True)
+        assert saved["step"] == last
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no SIGHUP")
+def test_closed_terminal(tokens, start, tmp_path):
+    """SIGHUP, and what is printed reaches nobody any more: the run saves and ends."""
+    args = [*CPU, *TINY, "--data_dir=tokens", "--max_iters=1000000", "--out_dir=run"]
+    process = start("gpt2_train.py", *args, "--log_interval=1")
+    for line in process.stdout:
+        if "| loss" in line:
+            break
+    process.stdout.close()
+    time.sleep(0.1)  # some lines go nowhere
+    process.send_signal(signal.SIGHUP)
+    _, stderr = process.communicate(timeout=100)
+    assert process.returncode == 130 and stderr == ""
+    step = torch.load(tmp_path / "run/last.pt", weights_only=True)["step"]
+    assert step > 1 and max(read_log("run")[0]) == step
 
 
 def test_interrupted_process_saves_and_exits(tokens, start, tmp_path):
@@ -660,39 +967,41 @@ def test_interrupted_process_saves_and_exits(tokens, start, tmp_path):
     stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 130 and stderr == ""
     step = torch.load(tmp_path / "run/last.pt", weights_only=True)["step"]
-    assert step > 0 and step - 1 in read_log("run")[0]
-    assert stdout.splitlines()[-1].startswith("stopped, saved in run: the same command")
+    assert step > 0 and step in read_log("run")[0]
+    assert last_line_says(stdout, "run") is not None
 
 
-def test_what_a_killed_run_leaves_is_not_written_to(gpt2, tokens, monkeypatch):
-    """Killed just before the end of save_checkpoint: best.tmp is one more name of best.pt."""
-    g = gpt2()
-    Path("out/gpt2_train").mkdir(parents=True)
-    g["save_checkpoint"](["best.pt", "last.pt"], 5, 1.0)
-    names = [Path("out/gpt2_train", name) for name in ("best.pt", "last.pt")]
-    before = [path.read_bytes() for path in names]
-    os.link(names[0], "out/gpt2_train/best.tmp")
+def test_unfinished_checkpoint_harms_nothing(gpt2, tokens, monkeypatch):
+    """Stopped in the middle of a checkpoint: those that there are stay as they are."""
+    g = gpt2(*SHORT, "--max_iters=4", "--keep_every=4")
+    folder = Path("out/gpt2_train")
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert list(sorted(files)) == ["best.pt", "last.pt", "log.csv", "step_000004.pt"]
 
-    def killed(*_):
-        assert [path.read_bytes() for path in names] == before
+    def dying(checkpoint, file):
+        file.write(b"half of a checkpoint")
+        file.flush()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(torch, "save", killed)
-    with pytest.raises(KeyboardInterrupt):
-        g["save_checkpoint"](["best.pt", "last.pt"], 10, 0.5)
-    assert [path.read_bytes() for path in names] == before
+    monkeypatch.setattr(torch, "save", dying)
+    for name in files:
+        with pytest.raises(KeyboardInterrupt):
+            g["save_checkpoint"](name, 5)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
 
 
 @pytest.mark.long
 def test_killed_ten_times(tokens, start, tmp_path):
-    """SIGKILL at random moments, ten times in one run: the end is that of an unbroken run."""
-    args = [*CPU, *TINY, "--data_dir=tokens", "--max_iters=400", "--eval_interval=5"]
+    """SIGKILL at random moments, ten times in one run: it ends as an unbroken one."""
+    args = [*CPU, *TINY, "--data_dir=tokens", "--max_iters=200", "--eval_interval=5"]
     args += ["--log_interval=1", "--eval_tokens=64", "--max_new_tokens=5"]
     rng = random.Random(1)
     for _ in range(10):
         process = start("gpt2_train.py", *args, "--out_dir=parts")
+        evaluations = rng.randint(1, 3)
         for line in process.stdout:
-            if "| loss" in line:
+            evaluations -= "| val loss" in line
+            if evaluations == 0:
                 break
         time.sleep(rng.uniform(0, 0.25))
         process.kill()
@@ -709,13 +1018,20 @@ def test_killed_ten_times(tokens, start, tmp_path):
 
 
 PRECISIONS = {
-    "float32": ["--float16=False", "--bfloat16=False"],
-    "bfloat16": ["--float16=False", "--bfloat16=True"],
-    "float16": ["--float16=True", "--bfloat16=False"],
+    "float32": ["--no-float16", "--no-bfloat16"],
+    "bfloat16": ["--no-float16", "--bfloat16"],
+    "float16": ["--float16", "--no-bfloat16"],
 }
 
 
-@pytest.mark.parametrize("first, second", [*itertools.permutations(PRECISIONS, 2)])
+QUICK = [("float32", "float16"), ("float16", "bfloat16")]
+OTHERS = [pair for pair in itertools.permutations(PRECISIONS, 2) if pair not in QUICK]
+
+
+@pytest.mark.parametrize(
+    "first, second",
+    QUICK + [pytest.param(*pair, marks=pytest.mark.long) for pair in OTHERS],
+)
 def test_resume_in_another_precision(gpt2, tokens, capsys, first, second):
     """Only float16 scales its loss: it begins to where that was not so before."""
     gpt2(*SHORT, *PRECISIONS[first], "--max_iters=4")
@@ -730,14 +1046,18 @@ def test_resume_in_another_precision(gpt2, tokens, capsys, first, second):
         assert torch.equal(p, saved["model"][name])
     for opt, state in zip(g["optimizers"], saved["optimizers"], strict=True):
         ours, theirs = flat(opt.state_dict()["state"]), flat(state["state"])
-        assert ours and all(torch.equal(a, b) for (_, a), (_, b) in zip(ours, theirs, strict=True))
+        assert ours and all(
+            torch.equal(a, b) for (_, a), (_, b) in zip(ours, theirs, strict=True)
+        )
     if second == "float16":
         assert g["scaler"].get_scale() == 65536
     capsys.readouterr()
     gpt2(*SHORT, *PRECISIONS[second])
-    assert "going on from step 4" in capsys.readouterr().out
+    assert "continuing from step 4" in capsys.readouterr().out
     losses = read_log("out/gpt2_train")[0]
-    assert list(losses) == list(range(12)) and all(map(math.isfinite, losses.values()))
+    assert list(losses) == list(range(1, 13)) and all(
+        map(math.isfinite, losses.values())
+    )
     saved = torch.load("out/gpt2_train/last.pt", weights_only=True)
     assert saved["step"] == 12 and bool(saved["scaler"]) == (second == "float16")
 
@@ -745,11 +1065,16 @@ def test_resume_in_another_precision(gpt2, tokens, capsys, first, second):
 def test_scale_of_float16_is_kept(gpt2, tokens):
     g = gpt2(*PRECISIONS["float16"])
     Path("out/gpt2_train").mkdir(parents=True)
-    g["scaler"].load_state_dict({**g["scaler"].state_dict(), "scale": 512.0, "_growth_tracker": 7})
-    g["save_checkpoint"](["best.pt", "last.pt"], 3, 1.5)
+    g["scaler"].load_state_dict(
+        {**g["scaler"].state_dict(), "scale": 512.0, "_growth_tracker": 7}
+    )
+    g["save_checkpoint"]("last.pt", 3)
     g = gpt2(*PRECISIONS["float16"])
     g["load_checkpoint"]("out/gpt2_train/last.pt")
-    assert g["scaler"].get_scale() == 512 and g["scaler"].state_dict()["_growth_tracker"] == 7
+    assert (
+        g["scaler"].get_scale() == 512
+        and g["scaler"].state_dict()["_growth_tracker"] == 7
+    )
 
 
 @pytest.mark.parametrize(
@@ -761,8 +1086,10 @@ def test_scale_of_float16_is_kept(gpt2, tokens):
         ("adamw", "ln_f.bias", math.nan),
     ],
 )
-def test_float16_skips_a_step_as_a_whole(gpt2, tokens, monkeypatch, optimizer, name, value):
-    """One entry of one gradient overflows in step 5: no weight moves, in whichever optimizer."""
+def test_float16_skips_a_step_as_a_whole(
+    gpt2, tokens, monkeypatch, optimizer, name, value
+):
+    """One entry of a gradient overflows in step 5: no weight moves in any optimizer."""
     models, before, scales = [], [], []
     zero_grad, unscale = torch.nn.Module.zero_grad, torch.amp.GradScaler.unscale_
 
@@ -780,12 +1107,18 @@ def test_float16_skips_a_step_as_a_whole(gpt2, tokens, monkeypatch, optimizer, n
 
     monkeypatch.setattr(torch.nn.Module, "zero_grad", starting)
     monkeypatch.setattr(torch.amp.GradScaler, "unscale_", poisoned)
-    g = gpt2(*SHORT, *PRECISIONS["float16"], f"--optimizer={optimizer}", "--max_new_tokens=0")
+    g = gpt2(
+        *SHORT, *PRECISIONS["float16"], f"--optimizer={optimizer}", "--max_new_tokens=0"
+    )
     g["load_checkpoint"]("out/gpt2_train/last.pt")
     before.append(weights(g))
     assert len(before) == 13 and len(scales) == 12
     for step in range(12):
-        changed = {k for k, p in before[step + 1].items() if not torch.equal(p, before[step][k])}
+        changed = {
+            k
+            for k, p in before[step + 1].items()
+            if not torch.equal(p, before[step][k])
+        }
         if step == 5:
             assert not changed
         else:  # of either optimizer
@@ -798,75 +1131,13 @@ def test_float16_skips_a_step_as_a_whole(gpt2, tokens, monkeypatch, optimizer, n
         for _, leaf in flat(opt.state_dict()["state"]):
             assert leaf.isfinite().all()
     losses = read_log("out/gpt2_train")[0]
-    assert list(losses) == list(range(12)) and all(map(math.isfinite, losses.values()))
-
-
-def test_checkpoint_is_written_once(gpt2, tokens, monkeypatch):
-    """Its other names are links; a later checkpoint takes a name away, not the content."""
-    written, save = [], torch.save
-    monkeypatch.setattr(torch, "save", lambda *args: written.append(1) or save(*args))
-    g = gpt2(*SHORT, "--keep_every=4")
-    assert len(written) == 4  # after steps 1, 4, 8, 12
-    folder, names = Path("out/gpt2_train"), ["best.pt", "last.pt", "step_000004.pt"]
-    if not os.path.samefile(folder / "last.pt", folder / "step_000012.pt"):
-        pytest.fail("written twice")
-    g["save_checkpoint"](names, 5, 1.0)
-    assert len(written) == 5
-    assert len({(folder / name).stat().st_ino for name in names}) == 1
-    assert (folder / "best.pt").stat().st_nlink == 3
-    g["save_checkpoint"](["last.pt"], 6, 1.0)
-    found = [torch.load(folder / name, weights_only=True)["step"] for name in names]
-    assert found == [5, 6, 5] and len(written) == 6
-    assert not list(folder.glob("*.tmp"))
-
-
-def test_file_system_without_links(gpt2, tokens, monkeypatch):
-    def link(*args, **options):
-        raise OSError(1, "Operation not permitted")
-
-    monkeypatch.setattr(os, "link", link)
-    g = gpt2(*SHORT, "--keep_every=4")
-    folder, names = Path("out/gpt2_train"), ["best.pt", "last.pt", "step_000004.pt"]
-    kept = [f"step_{step:06d}.pt" for step in (4, 8, 12)]
-    files = sorted(path.name for path in folder.iterdir() if path.name != "lock")
-    assert files == ["best.pt", "last.pt", "log.csv", *kept]
-    assert (folder / "last.pt").read_bytes() == (folder / kept[2]).read_bytes()
-    g["save_checkpoint"](names, 5, 1.0)
-    assert len({(folder / name).read_bytes() for name in names}) == 1
-    g["save_checkpoint"](["last.pt"], 6, 1.0)
-    found = [torch.load(folder / name, weights_only=True)["step"] for name in names]
-    assert found == [5, 6, 5] and not list(folder.glob("*.tmp"))
-
-
-def is_locked(folder):
-    try:
-        with filelock.FileLock(Path(folder, "lock"), blocking=False):
-            return False
-    except (OSError, RuntimeError):  # it notices when this thread itself holds the lock
-        return True
-
-
-def test_lock_is_let_go(gpt2, tokens, monkeypatch):
-    """As in a notebook, where what a run leaves behind stays: the next one may use the folder."""
-    taken = []
-    with monkeypatch.context() as context:
-        real = torch.save
-        context.setattr(torch, "save", lambda *a: taken.append(is_locked("run")) or real(*a))
-        g = gpt2(*SHORT, "--max_iters=2", "--out_dir=run")
-    assert taken == [True, True] and not is_locked("run")
-    other = gpt2(*SHORT, "--max_iters=4", "--out_dir=run")
-    assert g["max_iters"] == 2 and other["max_iters"] == 4 and not is_locked("run")
-    with monkeypatch.context() as context:
-        interrupt(context, "step     5/12 | loss", "SIGINT")
-        with pytest.raises(SystemExit) as end:  # holds on to the names of that run
-            gpt2(*SHORT, "--out_dir=run")
-    gpt2(*SHORT, "--out_dir=run")
-    assert list(read_log("run")[0]) == list(range(12)) and end.value.code == 130
-    assert not is_locked("run")
+    assert list(losses) == list(range(1, 13)) and all(
+        map(math.isfinite, losses.values())
+    )
 
 
 def test_time_left_is_without_the_first_step(gpt2, tokens, monkeypatch, capsys):
-    """The first step compiles, in a resumed run, too; checkpoints take their time as well."""
+    """The first step compiles, in a resumed run, too; checkpoints take time as well."""
     now, steps = [0.0], []
     backward, save = torch.Tensor.backward, torch.save
 
@@ -882,7 +1153,7 @@ def test_time_left_is_without_the_first_step(gpt2, tokens, monkeypatch, capsys):
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(torch.Tensor, "backward", slow_backward)
     monkeypatch.setattr(torch, "save", slow_save)
-    for first_step, how in ((0, "SIGINT"), (7, None)):
+    for first_step, how in ((0, "SIGINT"), (6, None)):
         steps.clear(), capsys.readouterr()
         with monkeypatch.context() as context:
             if how:
@@ -892,16 +1163,19 @@ def test_time_left_is_without_the_first_step(gpt2, tokens, monkeypatch, capsys):
             else:
                 gpt2(*SHORT, "--batch_size=8")
         lines = re.findall(
-            r"step +(\d+)/12 \|.* (\d+) ms .* ([\d.]+|nan) min left", capsys.readouterr().out
+            r"step +(\d+)/12 \| loss.* (\d+) ms \|.*tokens/s(.*)",
+            capsys.readouterr().out,
         )
-        assert [int(step) for step, _, _ in lines] == list(range(first_step, 7 if how else 12))
-        assert lines[0][1:] == ("6000000", "nan")  # nothing is known of the others yet
-        for step, ms, left in lines[1:]:
-            assert ms == "60000" and float(left) == 11 - int(step)  # a minute for each
+        last = 6 if how else 12
+        assert [int(step) for step, *_ in lines] == [*range(first_step + 1, last + 1)]
+        assert lines[0][1:] == ("6000000", "")  # nothing is known of the others yet
+        for step, ms, left in lines[1:]:  # a minute for each
+            assert ms == "60000" and left == f" | {12 - int(step)}.0 min left"
 
 
-# -------------------------------------------------------------------------------- The hardware's
-PEAKS = [  # names as the driver prints them; dense operations in half precision by the data sheets
+# ----------------------------------------------------------------------- The hardware's
+# Names as the driver prints them; dense operations in half precision by the data sheets
+PEAKS = [
     ("NVIDIA A100-SXM4-40GB", 312),
     ("NVIDIA A100-SXM4-80GB", 312),
     ("NVIDIA A100-PCIE-40GB", 312),
@@ -953,28 +1227,65 @@ PEAKS = [  # names as the driver prints them; dense operations in half precision
 
 
 def test_peaks(gpt2, tokens):
+    """Those of the table are the data sheets'; of all others nothing is claimed."""
     g = gpt2()
     assert math.isnan(g["peak"])  # of a CPU
-    named = [name for names in g["peaks"].values() for name in names.split(", ")]
-    assert len(named) == len(set(named))
-    for name, tera in PEAKS:
+    sheets = dict(PEAKS)
+    for name, tera in g["peaks"].items():
+        assert tera == pytest.approx(sheets[name], rel=0.005), name
+    assert {"NVIDIA H100 80GB HBM3", "Tesla T4"} < set(g["peaks"])
+    for name in sheets:
         cuda = SimpleNamespace(get_device_name=lambda device, name=name: name)
-        names = again(
-            g, "gpu = ", "peak ", on_gpu=True, world_size=3, torch=SimpleNamespace(cuda=cuda)
-        )
-        found = names["peak"]
-        if tera is None:
-            assert math.isnan(found), name
+        fake = SimpleNamespace(cuda=cuda)
+        changed = {"on_gpu": True, "world_size": 3, "torch": fake}
+        found = again(g, "peak = ", "if on_gpu:\n    peak", **changed)["peak"]
+        if name in g["peaks"]:
+            assert found == 3e12 * g["peaks"][name], name
         else:
-            assert found == pytest.approx(3e12 * tera, rel=0.005), name
+            assert math.isnan(found), name
+
+
+def test_torch_that_is_too_old_for_gpus(gpt2, tokens):
+    """2.10 with torch.compile gave NaNs on an A100."""
+    g = gpt2()
+    for version, on_gpu in (("2.10.1", True), ("2.9.0+cu128", True), ("2.5.0", False)):
+        old = SimpleNamespace(__version__=TorchVersion(version))
+        if not on_gpu:
+            again(g, "if on_gpu and torch.__version__", torch=old)
+            continue
+        with pytest.raises(SystemExit) as end:
+            again(g, "if on_gpu and torch.__version__", on_gpu=True, torch=old)
+        assert "PyTorch 2.11 or newer" in end.value.code and "\n" not in end.value.code
+    for version in ("2.11.0", "2.13.0+cu130", "3.0.0"):
+        new = SimpleNamespace(__version__=TorchVersion(version))
+        again(g, "if on_gpu and torch.__version__", on_gpu=True, torch=new)
+
+
+def test_no_compile_without_triton(gpt2, tokens, monkeypatch, capsys):
+    """As on Windows: said in one line, and the run goes on without it."""
+    g = gpt2()
+    found = {"triton": None}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found[name])
+    begin = "if on_gpu and compile"
+    capsys.readouterr()
+    assert again(g, begin, on_gpu=True, compile=True)["compile"] is False
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1 and "triton" in out
+    found["triton"] = "it is here"
+    assert again(g, begin, on_gpu=True, compile=True)["compile"] is True
+    found.clear()  # nobody asks for it
+    assert again(g, begin, on_gpu=False, compile=True)["compile"] is True
+    assert again(g, begin, on_gpu=True, compile=False)["compile"] is False
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("size", [(2, 2, 32, 16), (3, 4, 64, 128)])
 def test_flops_equal_a_count(gpt2, tokens, size):
     """Forward and backward, counted by torch where attention is plain matrix products.
 
-    Those are of all pairs of positions, also of the half that causal attention may leave out, and
-    so is the formula. It also counts parameters that are only added: positions, norms, biases.
+    Those are of all pairs of positions, also of the half that causal attention may
+    leave out, and so is the formula. It also counts parameters that are only added:
+    positions, norms, biases.
     """
     n_layer, n_head, n_embd, block_size = size
     args = [f"--n_layer={n_layer}", f"--n_head={n_head}", f"--n_embd={n_embd}"]
@@ -985,78 +1296,133 @@ def test_flops_equal_a_count(gpt2, tokens, size):
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(x, y).backward()
     counted = counter.get_total_flops() * g["accumulation"]
-    added = sum(p.numel() for p in model.parameters() if p.ndim == 1) + model.wpe.weight.numel()
+    added = (
+        sum(p.numel() for p in model.parameters() if p.ndim == 1)
+        + model.wpe.weight.numel()
+    )
     assert g["flops"] == counted + 6 * added * 4 * block_size
     attention = 12 * n_layer * n_embd * block_size * 4 * block_size
     assert 0.05 * counted < attention < counted  # a wrong one could not hide
 
 
-GIB = 2**30
-HALF = {"bfloat16": (True, False), "float16": (False, True), "float32": (False, False)}
+HALF = {
+    "bfloat16": (True, False),
+    "float16": (False, True),
+    "float32": (False, False),
+}
+
+
+def sized(g, name, precision="bfloat16", block_size=1024, world_size=1):
+    """The script's names, as if it had been started with a model of that size."""
+    g["n_layer"], g["n_head"], g["n_embd"] = g["sizes"][name][:3]
+    g["block_size"] = block_size
+    g["bfloat16"], g["float16"] = HALF[precision]
+    with torch.device("meta"):  # shapes without memory
+        g["model"] = g["GPT"]()
+    g["n_params"] = sum(p.numel() for p in g["model"].parameters())
+    g["per_process"] = 524_288 // block_size // world_size
+    return g
 
 
 @pytest.mark.parametrize("precision", HALF)
 def test_automatic_batch_fits(gpt2, gpt2_tokens, precision):
-    """Every size on every GPU: 90% of its memory at most, and no more than 2**31 logits."""
+    """Every size on every GPU: at most 90% of its memory, and 2**31 logits.
+
+    A parameter takes 20 bytes: weight, gradient, two means, and DDP's buffer.
+    """
     g = gpt2()
-    assert g["batch_size"] == 8  # of the tiny model: all that a step needs
-    bfloat16, float16 = HALF[precision]
-    channel = 34 if bfloat16 or float16 else 68  # bytes that a layer keeps of a token
-    found = {}
-    for name, (n_layer, n_head, n_embd) in g["sizes"].items():
+    assert g["micro_batch_size"] == 8  # of the tiny model: all that a step needs
+    channel = (
+        68 if precision == "float32" else 34
+    )  # bytes that a layer keeps of a token
+    chosen = {}
+    for name in g["sizes"]:
         block_size = 2048 if name.startswith("gpt3") else 1024
-        size = dict(n_layer=n_layer, n_head=n_head, n_embd=n_embd, block_size=block_size)
-        g.update(size)
-        with torch.device("meta"):  # shapes without memory
-            n_params = sum(p.numel() for p in g["GPT"]().parameters())
+        sized(g, name, precision, block_size)
 
-        def estimate(B):  # weights, gradients and two means; what backward needs
-            tokens = B * block_size * (channel * n_layer * n_embd + 13 * 50304)
-            return 16 * n_params + tokens
+        def bytes_for(B):
+            per_token = channel * g["n_layer"] * g["n_embd"] + 13 * 50304
+            return 20 * g["n_params"] + B * block_size * per_token
 
-        for memory, per_process in itertools.product((15, 24, 40, 80, 94, 141), (1, 30, 509, 512)):
-            device = SimpleNamespace(total_memory=memory * 2**30)
-            cuda = SimpleNamespace(get_device_properties=lambda _, device=device: device)
-            names = dict(bfloat16=bfloat16, float16=float16, per_process=per_process, batch_size=0)
-            names |= dict(on_gpu=True, torch=SimpleNamespace(cuda=cuda), **size)
-            names = again(g, "if batch_size == 0:", "accumulation = ", **names)
-            B = names["batch_size"]
-            assert names["accumulation"] * B == per_process
+        def fits(B, memory, margin=1.0):
+            enough = bytes_for(B) <= margin * 0.9 * memory * 2**30
+            return enough and B * block_size * 50304 < 2**31
 
-            def fits(B, margin=1.0):
-                enough = estimate(B) <= margin * 0.9 * memory * 2**30
-                return enough and B * block_size * 50304 < 2**31
+        for memory in (15, 24, 40, 80, 94, 141):
+            for per_process in (1, 30, 509, 512):
+                g["per_process"] = per_process
+                case = name, memory, per_process
+                chosen[case] = B = g["largest_batch_size"](memory * 2**30)
+                assert per_process % B == 0 and (fits(B, memory) or B == 1), case
+                # Nor is it smaller than it must be; about one percent nobody argues
+                for larger in range(B + 1, per_process + 1):
+                    if per_process % larger == 0:
+                        assert not fits(larger, memory, 0.99), case
+    in_half = precision != "float32"
+    found = [chosen["gpt2", memory, 512] for memory in (15, 40, 80)]
+    assert found == ([8, 32, 32] if in_half else [8, 16, 32])
+    assert chosen["gpt2-xl", 40, 512] == (2 if in_half else 1)  # 4 would not fit
+    assert chosen["char", 15, 512] > 8
 
-            assert fits(B) or B == 1, (name, memory, per_process)
-            # Nor is it smaller than it must be; about one percent there is nothing to argue
-            larger = [b for b in range(B + 1, per_process + 1) if per_process % b == 0]
-            assert not any(fits(b, 0.99) for b in larger), (name, memory, per_process)
-            found[name, memory, per_process] = B
-    if precision == "float32":
-        assert [found["gpt2", memory, 512] for memory in (15, 40, 80)] == [8, 16, 32]
-    else:
-        assert [found["gpt2", memory, 512] for memory in (15, 40, 80)] == [8, 32, 32]
-        assert found["gpt2-xl", 40, 512] > 1 and found["char", 15, 512] > 8
+
+def test_given_batch_size_is_taken(gpt2, tokens):
+    g = gpt2("--batch_size=2")
+    assert g["micro_batch_size"] == 2 and g["accumulation"] == 4
+    g = gpt2("--batch_size=1")
+    assert g["micro_batch_size"] == 1 and g["accumulation"] == 8
+
+
+def test_memory_table_is_computed_by_the_script(gpt2, gpt2_tokens):
+    text = (SCRIPT.parent / "docs/reproduce_gpt2.md").read_text(encoding="utf-8")
+    header = re.search(r"^\| model \| context \|(.*)\|$", text, flags=re.M)
+    sizes = [int(number) for number in re.findall(r"(\d+) GiB", header[1])]
+    rows = re.findall(r"^\| `(gpt[\w-]+)` \| ([\d,]+) \| (.*) \|$", text, flags=re.M)
+    assert len(rows) == 6 and len(sizes) == 5
+    g = gpt2()
+    table = []
+    for name, context, _ in rows:
+        block_size = int(context.replace(",", ""))
+        sized(g, name, block_size=block_size)
+        per_token = 34 * g["n_layer"] * g["n_embd"] + 13 * 50304
+        cells = []
+        for gib in sizes:
+            cell = str(g["largest_batch_size"](gib * 2**30))
+            if 20 * g["n_params"] + block_size * per_token > 0.9 * gib * 2**30:
+                cell = "no"
+            cells.append(cell)
+        table.append((name, context, " | ".join(cells)))
+    assert rows == table
 
 
 @pytest.mark.parametrize("precision", HALF)
 def test_memory_of_a_layer(gpt2, tokens, precision):
-    """The 34 or 68 bytes per channel that the automatic batch counts on, against what is kept.
+    """The 34 or 68 bytes per channel that the formula counts, against what is kept.
 
     Without torch.compile the two are only near each other.
     """
-    kept, shape = [], "--n_embd=128 --n_head=2 --block_size=128 --total_batch_size=512".split()
+    kept, shape = (
+        [],
+        "--n_embd=128 --n_head=2 --block_size=128 --total_batch_size=512".split(),
+    )
     for n_layer in (1, 2):
-        g = gpt2(*PRECISIONS[precision], *shape, f"--n_layer={n_layer}", "--batch_size=4")
-        g["attention"] = lambda q, k, v, p: F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        g = gpt2(
+            *PRECISIONS[precision], *shape, f"--n_layer={n_layer}", "--batch_size=4"
+        )
+        g["attention"] = lambda q, k, v, p: F.scaled_dot_product_attention(
+            q, k, v, is_causal=True
+        )
         storages = {}
 
         def pack(tensor):
             # A weight in half precision does not become more with more tokens
             if tensor.is_floating_point() and tensor.numel() >= 4 * 128:
-                weight = tensor.ndim == 2 and 512 not in tensor.stride() + tensor.shape[:1]
+                weight = (
+                    tensor.ndim == 2 and 512 not in tensor.stride() + tensor.shape[:1]
+                )
                 if not weight:
-                    storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+                    storages[tensor.untyped_storage().data_ptr()] = (
+                        tensor.untyped_storage()
+                    )
             return tensor
 
         tokens = g["get_batch"](0, 0)
@@ -1073,9 +1439,11 @@ def test_memory_of_a_layer(gpt2, tokens, precision):
 @pytest.mark.parametrize("T, S", [(1, 1), (1, 9), (9, 9)])
 def test_attention_against_the_formula(gpt2, tokens, bfloat16, T, S):
     """Softmax over the past, in float64; the queries are the last T of S positions."""
-    g = gpt2(f"--bfloat16={bfloat16}")
+    g = gpt2(*PRECISIONS["bfloat16" if bfloat16 else "float32"])
     torch.manual_seed(0)
-    q, k, v = qkv = [torch.randn(2, 3, n, 8).double().requires_grad_() for n in (T, S, S)]
+    q, k, v = qkv = [
+        torch.randn(2, 3, n, 8).double().requires_grad_() for n in (T, S, S)
+    ]
     weights = (q @ k.mT / math.sqrt(8)).exp() * torch.ones(T, S).tril(S - T)
     theirs = weights / weights.sum(-1, keepdim=True) @ v
     ours = g["attention"](q, k, v, 0.0)
@@ -1084,12 +1452,16 @@ def test_attention_against_the_formula(gpt2, tokens, bfloat16, T, S):
     for a, b in zip((ours, *gradients[0]), (theirs, *gradients[1])):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
     # Dropout takes weights out, and makes up for it
-    even = torch.zeros(500, 1, T, 8), torch.zeros(500, 1, S, 8), torch.ones(500, 1, S, 8)
+    even = (
+        torch.zeros(500, 1, T, 8),
+        torch.zeros(500, 1, S, 8),
+        torch.ones(500, 1, S, 8),
+    )
     kept = g["attention"](*even, 0.25)
     assert kept.std() > 0.02 and kept.mean().item() == pytest.approx(1, rel=0.1)
 
 
-# ------------------------------------------------------------------------------------- Sampling
+# ----------------------------------------------------------------------------- Sampling
 def reference_generate(g, idx, max_new_tokens, temperature, top_k):
     """Sampling that computes everything anew for every token."""
     for _ in range(max_new_tokens):
@@ -1117,7 +1489,9 @@ def test_cached_generation_equals_uncached(gpt2, tokens, length, temperature, to
     idx = torch.from_numpy(random_tokens(3 * length)).view(3, length)
     args = (30, temperature, top_k)
     fed = []
-    hook = g["model"].wte.register_forward_pre_hook(lambda _, args: fed.append(args[0].shape[1]))
+    hook = g["model"].wte.register_forward_pre_hook(
+        lambda _, args: fed.append(args[0].shape[1])
+    )
     torch.manual_seed(3)
     cached = g["generate"](idx, *args)
     hook.remove()
@@ -1139,9 +1513,22 @@ def test_samples_on_the_command_line(gpt2, tokens, capsys):
     gpt2(*SHORT)
     capsys.readouterr()
     gpt2("--prompt=To be", "--num_samples=3", "--max_new_tokens=4", "--temperature=0")
-    lines = capsys.readouterr().out.split("-" * 80 + "\n")
-    assert len(lines) == 5 and lines[-1].startswith("final val loss ")
-    samples = lines[1:-1]
+    before, *samples, after = capsys.readouterr().out.split("-" * 80 + "\n")
+    assert len(samples) == 3 and after == ""
     assert all(s.startswith("To be") and s == samples[0] for s in samples)
     val_losses = read_log("out/gpt2_train")[1]
-    assert lines[-1] == f"final val loss {min(val_losses.values()):.4f}\n"
+    best = min(val_losses, key=val_losses.get)
+    last_line = before.splitlines()[-1]
+    assert last_line.startswith(f"out/gpt2_train/best.pt: the weights of step {best}")
+    assert f"val loss {val_losses[best]:.4f}" in last_line
+
+
+def test_an_empty_prompt_is_the_start_of_a_document(gpt2, gpt2_tokens, monkeypatch):
+    g = gpt2()
+    fed = []
+    monkeypatch.setitem(g, "generate", lambda idx, *_: fed.append(idx.tolist()) or idx)
+    g["sample"](2, 5)
+    assert fed == [[[50256], [50256]]]
+    g["tokenizer"] = None  # bytes
+    g["sample"](1, 5)
+    assert fed[1] == [[10]]

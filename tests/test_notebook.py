@@ -17,8 +17,10 @@ pytest.importorskip("ipykernel")
 import nbformat  # noqa: E402
 
 SHORT = "--device=cpu --max_iters=2 --max_new_tokens=3"
-BYTES = f"{SHORT} --data_dir=data/text/bytes --total_batch_size=64 --n_embd=16 --n_head=2"
-BYTES += " --n_layer=1 --block_size=32 --batch_size=2 --bfloat16=False"
+BYTES = (
+    f"{SHORT} --data_dir=data/text/bytes --total_batch_size=64 --n_embd=16 --n_head=2"
+)
+BYTES += " --n_layer=1 --block_size=32 --batch_size=2 --no-bfloat16"
 FLAGS = {
     "bigram.py": SHORT,
     "v2_attention.py": SHORT,
@@ -30,8 +32,11 @@ FLAGS = {
 
 @pytest.fixture
 def kernel(folder, monkeypatch):
-    """kernel(code): run a cell in a kernel that is there for the whole test; its outputs."""
-    # The kernel says this at every start where the debugger's files are frozen into Python
+    """kernel(code): run a cell in a kernel that is there for the whole test; its
+    outputs.
+    """
+    # The kernel says this at every start where the debugger's files are frozen into
+    # Python
     monkeypatch.setenv("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     notebook = nbformat.v4.new_notebook()
     client = nbclient.NotebookClient(
@@ -52,25 +57,44 @@ def text_of(outputs, stream="stdout"):
 
 
 def errors(outputs):
-    return [out for out in outputs if out.output_type == "error" and out.ename != "SystemExit"]
+    return [
+        out
+        for out in outputs
+        if out.output_type == "error" and out.ename != "SystemExit"
+    ]
 
 
+@pytest.mark.long
 def test_every_script_twice_in_one_kernel(kernel):
-    prepare = [sys.executable, ROOT / "prepare_shakespeare.py", "--source=text.txt", "--name=text"]
+    prepare = [
+        sys.executable,
+        ROOT / "prepare_shakespeare.py",
+        "--source=text.txt",
+        "--name=text",
+    ]
     Path("text.txt").write_bytes(Path("data/shakespeare/input.txt").read_bytes())
     env = {**os.environ, "https_proxy": "http://127.0.0.1:9"}
-    subprocess.run(prepare, env=env, capture_output=True)  # without a network: the bytes are made
+    subprocess.run(
+        prepare, env=env, capture_output=True
+    )  # without a network: the bytes are made
     for script, flags in FLAGS.items():
         for again in ("", " --init_from=scratch"):
-            flags += again * (script in ("gpt_char.py", "gpt2_train.py", "sparse_gpt.py"))
+            flags += again * (
+                script in ("gpt_char.py", "gpt2_train.py", "sparse_gpt.py")
+            )
             outputs = kernel(f"%run {ROOT / script} {flags}")
             assert errors(outputs) == [], script
             assert "final val loss" in text_of(outputs), script
             assert text_of(outputs, "stderr") == "", script
         # What the script has made is at hand in the next cell
         code = "import torch\nidx = torch.tensor([encode('A')])\n"
-        code += "print(type(model).__name__, len(decode(generate(idx, 3)[0].tolist())) > 0)"
-        name = {"bigram.py": "BigramLanguageModel", "v2_attention.py": "AttentionLanguageModel"}
+        code += (
+            "print(type(model).__name__, len(decode(generate(idx, 3)[0].tolist())) > 0)"
+        )
+        name = {
+            "bigram.py": "BigramLanguageModel",
+            "v2_attention.py": "AttentionLanguageModel",
+        }
         assert text_of(kernel(code)).split() == [name.get(script, "GPT"), "True"]
 
 
@@ -84,11 +108,12 @@ def test_wrong_flag_is_one_line(kernel):
         assert "Traceback" not in str(outputs)
 
 
+@pytest.mark.long
 def test_interrupting_saves_and_the_next_run_goes_on(kernel):
     flags = f"--device=cpu --max_new_tokens=3 --log_interval=1 {' '.join(TINY)}"
     cell = f"%run {ROOT / 'gpt_char.py'} {flags} --max_iters=1000000"
     pid = int(text_of(kernel("import os; print(os.getpid())")))
-    seen = []  # progress appears while it runs: that of step 3 is when the button is pressed
+    seen = []  # progress appears while it runs; at step 3 the button is pressed
 
     def on_message(message, *more):
         if message["msg_type"] == "stream":
@@ -97,10 +122,13 @@ def test_interrupting_saves_and_the_next_run_goes_on(kernel):
                 os.kill(pid, signal.SIGINT)  # as the button "interrupt" does
         return process_message(message, *more)
 
-    process_message, kernel.client.process_message = kernel.client.process_message, on_message
+    process_message, kernel.client.process_message = (
+        kernel.client.process_message,
+        on_message,
+    )
     outputs = kernel(cell)
-    assert "stopped, saved in out/gpt_char" in text_of(outputs)
+    assert "saved in out/gpt_char" in text_of(outputs)
     assert errors(outputs) == []
     outputs = kernel(cell.replace("=1000000", "=1"))
-    assert "out/gpt_char/last.pt: going on from step" in text_of(outputs)
+    assert "out/gpt_char/last.pt: continuing from step" in text_of(outputs)
     assert "final val loss" in text_of(outputs)
