@@ -156,7 +156,7 @@ for step in range(max_iters):
     if step % eval_interval == 0:
         val_loss = estimate_loss()
         print(f"step {step:5d} | train loss {loss:.4f} | val loss {val_loss:.4f}")
-    model.zero_grad()  # otherwise the new gradients would be added
+    model.zero_grad()  # otherwise new gradients are added to the old ones
     loss.backward()  # computes the gradient: how the loss changes with each weight
     optimizer.step()
 

@@ -13,8 +13,8 @@ several GPUs, a benchmark, exact resume, OpenAI's weights, and a cache for sampl
     python gpt2_train.py --max_iters=0 --prompt="Once upon a time"    only sample
     python gpt2_train.py --help                  all settings
 
-The same command continues an interrupted run, also on another number of GPUs. Expect a
-val loss of about 1.45 after some four minutes on two cores. The chapter is
+The same command continues an interrupted run, even on a different number of GPUs.
+Expect a val loss of about 1.45 after about four minutes on two cores. The chapter is
 docs/gpt2_train.md.
 """
 
@@ -46,11 +46,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 # ---------------------------------------------------------------------------- Settings
 device = "cuda" if torch.cuda.is_available() else "cpu"  # "mps" on a Mac
-data_dir = "data/shakespeare/bytes"  # folder of shards, which are files of tokens
+data_dir = "data/shakespeare/bytes"  # folder of shards (files of tokens)
 out_dir = "out/gpt2_train"  # folder for the checkpoints and log.csv
 export_dir = ""  # if given, export the model there for HuggingFace's transformers
 # Where to start: "resume" (the checkpoints in out_dir, if any), "scratch", the file
-# of a checkpoint, or a model of HuggingFace's transformers ("gpt2", ..., or a folder)
+# of a checkpoint, or a model of HuggingFace's transformers ("gpt2", ..., or a folder).
+# Training continues from out_dir if it has checkpoints, unless this is "scratch"
 init_from = "resume"
 seed = 1337  # for the initial weights, the batches and the sample
 total_batch_size = 1536  # tokens per training step, over all processes
@@ -62,7 +63,7 @@ eval_interval = 500  # steps between evaluations
 eval_tokens = 10_485_760  # tokens of validation data per evaluation, at most
 hellaswag = False  # also evaluate on HellaSwag, if data/hellaswag is there
 keep_every = 5000  # steps between permanent checkpoints; a multiple of eval_interval
-model_size = "char"  # a row of the table sizes, below, which overrides what follows
+model_size = "char"  # a row of sizes, below: sets the next four and learning_rate
 n_layer = 5  # blocks
 n_embd = 128  # C: channels, the numbers that describe a position
 n_head = 2  # attention heads, with n_embd / n_head channels each
@@ -73,9 +74,9 @@ learning_rate = 1.5e-2  # peak learning rate
 adamw_share = 0.15  # AdamW's learning rate, as a fraction of Muon's
 warmup_iters = 5  # steps until the learning rate reaches its peak
 weight_decay = 0.1  # pulls the matrices of the blocks towards 0
-momentum = 0.9  # Muon: decay rate of the mean gradient
-beta1 = 0.9  # AdamW: decay rate of the mean gradient
-beta2 = 0.99  # AdamW: decay rate of the mean squared gradient
+momentum = 0.9  # Muon: decay rate of the running mean of gradients
+beta1 = 0.9  # AdamW: decay rate of the running mean of gradients
+beta2 = 0.99  # AdamW: the same for squared gradients
 grad_clip = 1.0  # maximum norm of the gradient
 # Half precision for matrix products, if the CPU has instructions for it
 bfloat16 = torch.cpu.get_capabilities().get("avx512_bf16", False)
@@ -127,6 +128,7 @@ sizes = {
 
 # ------------------------------------------------------------------------ Command line
 # Every setting is also a flag, for example --max_iters=2000 --seed=7 --no-bfloat16
+# (--help is added at the end: it shows the defaults, which a preset can still change)
 parser = argparse.ArgumentParser(
     usage="%(prog)s [--name=value]", allow_abbrev=False, add_help=False
 )
@@ -139,7 +141,7 @@ for name, value in list(globals().items()):
         )
     elif kind in (int, float, str) and not name.startswith("_"):
         parser.add_argument(f"--{name}", type=kind, default=value, help="%(default)r")
-first_look, _ = parser.parse_known_args()  # the device decides which preset applies
+first_look, _ = parser.parse_known_args()  # device, bfloat16: which preset applies
 if "cuda" in first_look.device:
     parser.set_defaults(**gpu_preset)
 elif not first_look.bfloat16:
@@ -175,7 +177,7 @@ if world_size > 1:
 
 
 def log(line):
-    """Print a line, once for all processes."""
+    """Print a line, in the first process only."""
     if rank == 0:
         with contextlib.suppress(OSError):  # the terminal may have been closed
             print(line, flush=True)
@@ -236,7 +238,7 @@ if vocab_size == 50257:
     try:
         tokenizer = tiktoken.get_encoding("gpt2")
     except Exception:  # its download can fail in many ways
-        sys.exit("GPT-2's tokenizer is missing; prepare_shakespeare.py downloads it")
+        sys.exit("GPT-2's tokenizer is missing; run prepare_shakespeare.py to get it")
 
 
 def encode(s):
@@ -256,7 +258,7 @@ def decode(ids):
 if block_size < 1:
     parser.error(f"--block_size={block_size} must be at least 1")
 # The data is cut into windows of block_size tokens, and one more for the targets.
-# Training windows are shifted by 0 to block_size - 1, so they leave room for the rest
+# Training windows are shifted by 0 to block_size - 1, so there is one fewer of them
 window_counts = {
     "train": [max(0, len(t) - block_size) // block_size for t in shards["train"]],
     "val": [(len(t) - 1) // block_size for t in shards["val"]],
@@ -291,13 +293,14 @@ def to_batch(windows):
 def shuffle(epoch):
     """How far an epoch shifts the training windows, and in which order they come."""
     rng = np.random.default_rng((seed, epoch))
-    shift = int(rng.integers(block_size))  # every epoch cuts the text at other places
+    shift = int(rng.integers(block_size))  # each epoch cuts at different places
     return shift, rng.permutation(sum(window_counts["train"]))
 
 
 def get_batch(step, micro_step):
     """x, y (B, T) of a micro-step of this process: its share of the step's windows."""
-    number = (step * accumulation + micro_step) * world_size + rank  # micro-batch
+    # Number of the micro-batch; a step has accumulation of them in each process
+    number = (step * accumulation + micro_step) * world_size + rank
     first = number * micro_batch_size
     windows = []
     for i in range(first, first + micro_batch_size):
@@ -496,10 +499,10 @@ def generate(idx, max_new_tokens, temperature=1.0, top_k=0, use_cache=True):
 
 
 def sample(num_samples, max_new_tokens):
-    """A list of texts: the prompt, and max_new_tokens tokens that the model adds."""
+    """A list of texts: the prompt followed by max_new_tokens generated tokens."""
     torch.manual_seed(seed)  # the same random numbers every time
     ids = encode(prompt)
-    if not ids:  # what stands between two documents: a new line, or <|endoftext|>
+    if not ids:  # what separates two documents: a newline, or <|endoftext|>
         ids = encode("\n") if tokenizer is None else [tokenizer.eot_token]
     idx = torch.tensor([ids] * num_samples, device=device)  # (B, T)
     idx = generate(idx, max_new_tokens, temperature, top_k)
@@ -598,17 +601,17 @@ if max_iters > 0 and total_batch_size % unit != 0:
 try:
     torch.zeros(1, device=device).item()
 except Exception as error:  # PyTorch has many ways to say that there is no such device
-    parser.error(f"--device={device}: {str(error).splitlines()[0]}")
+    parser.error(f"--device={device}: {error}".split("\n")[0])
 if on_gpu and world_size > 1 and device != "cuda":
-    parser.error(f"--device={device} must be cuda: torchrun gives each process its own")
+    parser.error(f"--device={device} must be cuda: torchrun assigns the GPUs")
 if bfloat16 and float16:
     parser.error("--bfloat16 and --float16 exclude each other: add --no-bfloat16")
-if on_gpu and torch.__version__ < "2.11":  # older ones gave wrong results
+if on_gpu and torch.__version__ < "2.11":  # older versions gave wrong results
     sys.exit("on a GPU, PyTorch 2.11 or newer is needed: pip install --upgrade torch")
 if on_gpu and compile and importlib.util.find_spec("triton") is None:
     compile = False
     log("triton is not installed, so the model will not be compiled")
-try:  # find out now, not at the first checkpoint
+try:  # find out now if out_dir is writable, not at the first checkpoint
     if max_iters > 0 and rank == 0:
         Path(out_dir).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out_dir) as f:
@@ -631,7 +634,7 @@ if start_from_theirs or export_dir:
 if start_from_theirs:
     try:
         theirs = transformers.GPT2LMHeadModel.from_pretrained(init_from)
-    except Exception as error:  # whatever its download or its files lead to
+    except Exception as error:  # its download and its files can fail in many ways
         sys.exit(f"--init_from={init_from}: {str(error).strip().splitlines()[0]}")
     n_layer = theirs.config.n_layer
     n_head = theirs.config.n_head
@@ -642,13 +645,13 @@ if start_from_theirs:
     if theirs.config.n_positions < block_size:
         parser.error(f"--block_size must be at most {theirs.config.n_positions}")
     if theirs.config.vocab_size != vocab_size:
-        sys.exit(f"{data_dir} has other tokens than {init_from}; use GPT-2's")
+        sys.exit(f"{data_dir} does not hold the tokens of {init_from}")
 elif init_from not in ("resume", "scratch") and not Path(init_from).is_file():
     parser.error(f"--init_from={init_from}: there is no such file, folder or model")
 
 
 def pairs_with(theirs):
-    """Pairs of tensors: a parameter of the transformers model, and the one of ours."""
+    """Pairs of tensors: a parameter of the transformers model, and ours."""
     for name, p in theirs.transformer.named_parameters():
         if name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")):
             p = p.T  # theirs are transposed
@@ -684,7 +687,7 @@ def export_weights(folder):
 
 
 # ------------------------------------------------------------------------------- Start
-if hasattr(sys.stdout, "reconfigure"):  # a notebook's has no such method
+if hasattr(sys.stdout, "reconfigure"):  # in a notebook it has no such method
     sys.stdout.reconfigure(errors="replace")  # print "?" for what a console cannot show
 torch.set_float32_matmul_precision("high")  # fast float32 on GPUs
 if device == "cpu" and sys.platform == "linux":
@@ -710,10 +713,10 @@ def largest_batch_size(memory):
         per_token *= 2
     per_token += 13 * len(model.wte.weight)
     tokens = (0.9 * memory - 20 * n_params) / per_token
-    # Kernels count the logits, tokens x vocabulary, in 32 bits
+    # Kernels index the logits, tokens x vocabulary, with 32-bit integers
     tokens = min(tokens, 2**31 / len(model.wte.weight))
     largest = 1
-    for size in range(1, per_process + 1):
+    for size in range(1, per_process + 1):  # per_process: its sequences per step
         if per_process % size == 0 and size * block_size <= tokens:
             largest = size
     return largest
@@ -748,7 +751,7 @@ def share_of(x):
 
 
 def join_shares(share, length):
-    """Put the shares of all processes together again. length: that of the whole."""
+    """Join the shares of all processes. length: that of the whole tensor."""
     if world_size == 1:
         return share
     size = math.ceil(length / world_size)
@@ -762,9 +765,9 @@ def join_shares(share, length):
 class Muon(torch.optim.Optimizer):
     """Gradient descent with momentum, for matrices (Jordan et al. 2024).
 
-    In a plain update, a few directions dominate. Here all its singular values, which
-    say how far it moves the matrix in each direction, are set to about 1. Matrices are
-    cut into pieces of n_embd rows: c_attn, for example, into query, key and value.
+    The singular values of an update say how far it moves the matrix in each direction.
+    In plain gradient descent a few large ones dominate; Muon sets all to about 1. Each
+    matrix is first cut into pieces of n_embd rows: c_attn into query, key and value.
     Every process computes its share of the pieces, and has the mean gradient of those
     only (ZeRO-1, Rajbhandari et al. 2020).
     """
@@ -774,25 +777,28 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             grads = [p.grad.unflatten(0, (-1, n_embd)) for p in group["params"]]
             x = share_of(torch.cat(grads))  # (pieces of this process, n_embd, columns)
-            state = self.state[group["params"][0]]  # one for the whole group
+            # PyTorch keeps a state per parameter; the first one holds it for the group
+            state = self.state[group["params"][0]]
             if "mean" not in state:
                 state["mean"] = torch.zeros_like(x)
             mean = state["mean"].lerp_(x, 1 - momentum)  # a running mean of x
-            x = x.lerp_(mean, momentum)  # Nesterov: the new x counts once more
+            # Nesterov: (1 - momentum) * x + momentum * mean, so x counts a second time
+            x = x.lerp_(mean, momentum)
             x = x.to(torch.bfloat16 if bfloat16 else torch.float32)
             # Divided by its norm, x has singular values of at most 1. Five rounds of
-            # Newton-Schulz, a polynomial of x, then bring them all close to 1.
-            # baddbmm(c, a, b) is beta * c + alpha * a @ b
+            # Newton-Schulz, a polynomial of x, then bring them all close to 1
             x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
             for _ in range(5):
                 a = x @ x.mT
+                # b = -4.7750 * a + 2.0315 * a @ a, and x = 3.4445 * x + b @ x
                 b = torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315)
                 x = torch.baddbmm(x, b, x, beta=3.4445)
             lengths = [len(grad) for grad in grads]
             updates = join_shares(x, sum(lengths)).split(lengths)
             for p, update in zip(group["params"], updates):
                 p.mul_(1 - group["lr"] * weight_decay)
-                # Makes an update as large as AdamW's (Liu et al. 2025, equation 4)
+                # Its entries are about 1 / sqrt(columns) now. Make them about 0.2, as
+                # they usually are with AdamW (Liu et al. 2025, equation 4)
                 step_size = group["lr"] * 0.2 * p.shape[1] ** 0.5
                 p.sub_(update.flatten(0, 1), alpha=step_size)
 
@@ -816,7 +822,7 @@ class Muon(torch.optim.Optimizer):
         super().load_state_dict({**whole, "state": shares})
 
 
-# Muon takes the matrices of the blocks, AdamW takes embeddings, biases and LayerNorms
+# Muon updates the matrices of the blocks, AdamW everything else.
 # AdamW is gradient descent with a separate step size for each weight
 matrices = []
 others = []
@@ -863,7 +869,7 @@ identity = {
 
 
 def save_checkpoint(name, step):
-    """Save all that is needed to continue, and never leave a half-written file.
+    """Save everything needed to continue, and never leave a half-written file.
 
     All processes must call this together; the first one writes.
     """
@@ -875,7 +881,7 @@ def save_checkpoint(name, step):
     if rank != 0:
         return
     try:
-        with tempfile.TemporaryDirectory(dir=out_dir) as folder:  # for this run only
+        with tempfile.TemporaryDirectory(dir=out_dir) as folder:  # no other run uses it
             unfinished = Path(folder, name).with_suffix(".tmp")
             with open(unfinished, "wb") as f:
                 torch.save(checkpoint, f)
@@ -912,7 +918,7 @@ def load_checkpoint(path, weights_only=False):
         return checkpoint["step"], checkpoint["best_val_loss"]
     except Exception as error:  # a damaged file can raise almost anything
         reason = f"{type(error).__name__}: {error}".split("\n")[0].split(". ")[0]
-        sys.exit(f"{path}: {reason}; give another --out_dir")
+        sys.exit(f"{path}: {reason}; use another --out_dir")
 
 
 def evaluate_and_save(step):
@@ -927,7 +933,7 @@ def evaluate_and_save(step):
     log(line)
     append_to_log(step=step, val_loss=val_loss, hellaswag=accuracy)
     if not math.isfinite(val_loss):
-        sys.exit("the val loss is not a number; try a lower --learning_rate")
+        sys.exit("the val loss is not finite; try a lower --learning_rate")
     if rank == 0:
         log(sample(1, 80)[0])
     if val_loss < best_val_loss:
@@ -980,7 +986,7 @@ def append_to_log(**row):
 
 
 def start_log():
-    """Write log.csv anew, without the rows of steps that will be trained again."""
+    """Rewrite log.csv without the rows of steps that will be trained again."""
     rows = [columns]
     if log_file.exists():
         for row in log_file.read_text().splitlines()[1:]:
@@ -989,7 +995,7 @@ def start_log():
             if complete and int(step) <= first_step:
                 rows.append(row)
     try:
-        with tempfile.TemporaryDirectory(dir=out_dir) as folder:  # for this run only
+        with tempfile.TemporaryDirectory(dir=out_dir) as folder:  # no other run uses it
             unfinished = Path(folder, "log.tmp")
             unfinished.write_text("\n".join(rows) + "\n")
             os.replace(unfinished, log_file)
@@ -1002,7 +1008,7 @@ def log_step(step, loss, norm, seconds):
     global timed_steps, timed_seconds
     if not math.isfinite(loss):
         sys.exit(f"step {step}: the loss is {loss}; try a lower --learning_rate")
-    if step > first_step + 1:  # the first one compiles
+    if step > first_step + 1:  # step counts from 1, and the first one compiles
         timed_steps += 1
         timed_seconds += seconds
     speed = total_batch_size / seconds  # tokens per second
@@ -1042,20 +1048,21 @@ names = ["last.pt", "best.pt"]
 if max_iters == 0:
     names = ["best.pt", "last.pt"]  # to sample, the best weights are better
 found = [Path(out_dir, name) for name in names if Path(out_dir, name).exists()]
-if found and max_iters > 0 and init_from != "scratch":  # also if it fine-tunes a model
+# Checkpoints in out_dir come first, also if init_from names other weights
+if found and max_iters > 0 and init_from != "scratch":
     first_step, best_val_loss = load_checkpoint(found[0])
     log(f"{found[0]}: continuing from step {first_step}")
-elif found and init_from == "resume":
+elif found and init_from == "resume":  # max_iters is 0: only sample
     step, val_loss = load_checkpoint(found[0], weights_only=True)
     log(f"{found[0]}: the weights of step {step}; best val loss {val_loss:.4f}")
 elif theirs is not None:
     import_weights(theirs)
-    theirs = None  # frees its memory
 elif init_from not in ("resume", "scratch"):
     load_checkpoint(init_from, weights_only=True)
     log(f"{init_from}: starting from its weights")
 elif max_iters == 0:
     log("no weights were loaded: this model is untrained")
+theirs = None  # frees its memory
 if world_size > 1:
     starts = [None] * world_size
     dist.all_gather_object(starts, (first_step, best_val_loss))
@@ -1069,17 +1076,18 @@ timed_steps = 0
 timed_seconds = 0.0
 stop_requested = False
 stop_signals = [signal.SIGINT, signal.SIGTERM]
-if hasattr(signal, "SIGHUP"):  # a closed terminal; Windows does not have it
+# SIGHUP: the terminal was closed. Windows does not have it, and nohup makes it ignored
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
     stop_signals.append(signal.SIGHUP)
-handlers = {}  # the signal handlers from before
+handlers = {}  # the previous signal handlers, to be restored
 for signum in stop_signals:
-    if signal.getsignal(signum) != signal.SIG_IGN:  # nohup makes SIGHUP ignored
-        handlers[signum] = signal.signal(signum, request_stop)
+    handlers[signum] = signal.signal(signum, request_stop)
 batch = get_batch(first_step, 0)
 for step in range(first_step, max_iters):
-    torch.manual_seed(hash((seed, step, rank)))  # so dropout repeats on resume
+    # A seed for each step, so that a resumed run has the same dropout
+    torch.manual_seed(hash((seed, step, rank)))
     start = time.perf_counter()
-    model.zero_grad()  # otherwise the new gradients would be added
+    model.zero_grad()  # otherwise new gradients are added to the old ones
     loss_sum = torch.zeros((), device=device)
     for micro_step in range(accumulation):
         x, y = batch

@@ -54,9 +54,9 @@ learning_rate = 1.5e-2  # peak learning rate
 adamw_share = 0.15  # AdamW's learning rate, as a fraction of Muon's
 warmup_iters = 5  # steps until the learning rate reaches its peak
 weight_decay = 0.1  # pulls the matrices of the blocks towards 0
-momentum = 0.9  # Muon: decay rate of the mean gradient
-beta1 = 0.9  # AdamW: decay rate of the mean gradient
-beta2 = 0.99  # AdamW: decay rate of the mean squared gradient
+momentum = 0.9  # Muon: decay rate of the running mean of gradients
+beta1 = 0.9  # AdamW: decay rate of the running mean of gradients
+beta2 = 0.99  # AdamW: the same for squared gradients
 grad_clip = 1.0  # maximum norm of the gradient
 # Half precision for matrix products, if the CPU has instructions for it
 bfloat16 = torch.cpu.get_capabilities().get("avx512_bf16", False)
@@ -86,6 +86,7 @@ slow_cpu_preset = {
 
 # ------------------------------------------------------------------------ Command line
 # Every setting is also a flag, for example --max_iters=2000 --seed=7 --no-bfloat16
+# (--help is added at the end: it shows the defaults, which a preset can still change)
 parser = argparse.ArgumentParser(
     usage="%(prog)s [--name=value]", allow_abbrev=False, add_help=False
 )
@@ -98,7 +99,7 @@ for name, value in list(globals().items()):
         )
     elif kind in (int, float, str) and not name.startswith("_"):
         parser.add_argument(f"--{name}", type=kind, default=value, help="%(default)r")
-first_look, _ = parser.parse_known_args()  # the device decides which preset applies
+first_look, _ = parser.parse_known_args()  # device, bfloat16: which preset applies
 if "cuda" in first_look.device:
     parser.set_defaults(**gpu_preset)
 elif not first_look.bfloat16:
@@ -139,16 +140,16 @@ def get_batch(step):
 
     An epoch cuts the text into windows of T tokens and visits them in random order.
     """
-    windows = len(train_data) // block_size - 1  # one fewer, as all are shifted
+    windows = len(train_data) // block_size - 1  # one fewer: room for the shift below
     batches = max(1, windows // batch_size)  # per epoch
     epoch, batch = divmod(step, batches)
     rng = np.random.default_rng((seed, epoch))  # the same in all steps of an epoch
-    shift = rng.integers(block_size)  # each epoch cuts the text in other places
+    shift = rng.integers(block_size)  # each epoch cuts the text at different places
     starts = shift + block_size * rng.permutation(windows)
     starts = starts[batch * batch_size : (batch + 1) * batch_size]
     x = torch.stack([train_data[i : i + block_size] for i in starts])
     y = torch.stack([train_data[i + 1 : i + 1 + block_size] for i in starts])
-    if "cuda" in device:  # pinned memory: the GPU can copy it while it computes
+    if "cuda" in device:  # pinned memory can be copied while the GPU computes
         x, y = x.pin_memory(), y.pin_memory()
     return x.to(device, non_blocking=True), y.to(device, non_blocking=True)
 
@@ -158,8 +159,8 @@ def get_batch(step):
 device_type = "cuda" if "cuda" in device else "cpu"
 autocast = torch.autocast(device_type, torch.bfloat16, enabled=bfloat16)
 if device == "cpu" and bfloat16:
-    # Then attention is faster as plain matrix products that add up in bfloat16. (These
-    # settings are for CPUs, too, in spite of their names)
+    # Then attention is faster without the fused "flash" kernel, as matrix products that
+    # add up in bfloat16. (In spite of "cuda", these settings are for CPUs, too)
     torch.backends.cuda.enable_flash_sdp(False)
     torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
 
@@ -275,7 +276,7 @@ def generate(idx, max_new_tokens, temperature=1.0, top_k=0):
 
 
 def sample(max_new_tokens):
-    """The prompt, and max_new_tokens tokens that the model adds, as a string."""
+    """The prompt followed by max_new_tokens generated tokens, as a string."""
     torch.manual_seed(seed)  # the same random numbers every time
     idx = torch.tensor([encode(prompt or text[0])], device=device)  # (1, T)
     return decode(generate(idx, max_new_tokens, temperature, top_k)[0].tolist())
@@ -326,7 +327,7 @@ try:
     torch.zeros(1, device=device).item()
 except Exception as error:  # PyTorch has many ways to say that there is no such device
     parser.error(f"--device={device}: {error}".split("\n")[0])
-try:  # find out now, not at the first checkpoint
+try:  # find out now if out_dir is writable, not at the first checkpoint
     if max_iters > 0:
         Path(out_dir).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out_dir) as f:
@@ -335,7 +336,7 @@ except OSError as error:
     parser.error(f"--out_dir={out_dir} is not writable: {error.strerror}")
 
 # ------------------------------------------------------------------------------- Start
-if hasattr(sys.stdout, "reconfigure"):  # a notebook's has no such method
+if hasattr(sys.stdout, "reconfigure"):  # in a notebook it has no such method
     sys.stdout.reconfigure(errors="replace")  # print "?" for what a console cannot show
 torch.manual_seed(seed)
 model = GPT().to(device)
@@ -347,9 +348,9 @@ print(f"{n_params:,} parameters, {vocab_size} different tokens, device {device}"
 class Muon(torch.optim.Optimizer):
     """Gradient descent with momentum, for matrices (Jordan et al. 2024).
 
-    In a plain update, a few directions dominate. Here all its singular values, which
-    say how far it moves the matrix in each direction, are set to about 1. Matrices are
-    cut into pieces of n_embd rows: c_attn, for example, into query, key and value.
+    The singular values of an update say how far it moves the matrix in each direction.
+    In plain gradient descent a few large ones dominate; Muon sets all to about 1. Each
+    matrix is first cut into pieces of n_embd rows: c_attn into query, key and value.
     """
 
     @torch.no_grad()
@@ -357,29 +358,32 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             grads = [p.grad.unflatten(0, (-1, n_embd)) for p in group["params"]]
             x = torch.cat(grads)  # (pieces of all matrices, n_embd, columns)
-            state = self.state[group["params"][0]]  # one for the whole group
+            # PyTorch keeps a state per parameter; the first one holds it for the group
+            state = self.state[group["params"][0]]
             if "mean" not in state:
                 state["mean"] = torch.zeros_like(x)
             mean = state["mean"].lerp_(x, 1 - momentum)  # a running mean of x
-            x = x.lerp_(mean, momentum)  # Nesterov: the new x counts once more
+            # Nesterov: (1 - momentum) * x + momentum * mean, so x counts a second time
+            x = x.lerp_(mean, momentum)
             x = x.to(torch.bfloat16 if bfloat16 else torch.float32)
             # Divided by its norm, x has singular values of at most 1. Five rounds of
-            # Newton-Schulz, a polynomial of x, then bring them all close to 1.
-            # baddbmm(c, a, b) is beta * c + alpha * a @ b
+            # Newton-Schulz, a polynomial of x, then bring them all close to 1
             x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
             for _ in range(5):
                 a = x @ x.mT
+                # b = -4.7750 * a + 2.0315 * a @ a, and x = 3.4445 * x + b @ x
                 b = torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315)
                 x = torch.baddbmm(x, b, x, beta=3.4445)
             updates = x.split([len(grad) for grad in grads])
             for p, update in zip(group["params"], updates):
                 p.mul_(1 - group["lr"] * weight_decay)
-                # Makes an update as large as AdamW's (Liu et al. 2025, equation 4)
+                # Its entries are about 1 / sqrt(columns) now. Make them about 0.2, as
+                # they usually are with AdamW (Liu et al. 2025, equation 4)
                 step_size = group["lr"] * 0.2 * p.shape[1] ** 0.5
                 p.sub_(update.flatten(0, 1), alpha=step_size)
 
 
-# Muon takes the matrices of the blocks, AdamW takes embeddings, biases and LayerNorms
+# Muon updates the matrices of the blocks, AdamW everything else.
 # AdamW is gradient descent with a separate step size for each weight
 matrices = []
 others = []
@@ -423,12 +427,12 @@ identity = {
 
 
 def save_checkpoint(name, step):
-    """Save all that is needed to continue, and never leave a half-written file."""
+    """Save everything needed to continue, and never leave a half-written file."""
     checkpoint = {"identity": identity, "step": step, "best_val_loss": best_val_loss}
     checkpoint["model"] = model.state_dict()
     checkpoint["optimizers"] = [opt.state_dict() for opt in optimizers]
     try:
-        with tempfile.TemporaryDirectory(dir=out_dir) as folder:  # for this run only
+        with tempfile.TemporaryDirectory(dir=out_dir) as folder:  # no other run uses it
             unfinished = Path(folder, name).with_suffix(".tmp")
             with open(unfinished, "wb") as f:
                 torch.save(checkpoint, f)
@@ -455,7 +459,7 @@ def load_checkpoint(name):
         return checkpoint["step"], checkpoint["best_val_loss"]
     except Exception as error:  # a damaged file can raise almost anything
         reason = f"{type(error).__name__}: {error}".split("\n")[0].split(". ")[0]
-        sys.exit(f"{path}: {reason}; give another --out_dir")
+        sys.exit(f"{path}: {reason}; use another --out_dir")
 
 
 def evaluate_and_save(step):
@@ -464,7 +468,7 @@ def evaluate_and_save(step):
     val_loss = estimate_loss()
     print(f"step {step:5d}/{max_iters} | val loss {val_loss:.4f}", flush=True)
     if not math.isfinite(val_loss):
-        sys.exit("the val loss is not a number; try a lower --learning_rate")
+        sys.exit("the val loss is not finite; try a lower --learning_rate")
     print(sample(80), flush=True)
     if val_loss < best_val_loss:
         best_val_loss = val_loss
@@ -498,15 +502,16 @@ if init_from == "resume":
             break
 
 stop_requested = False
-handlers = {}  # the signal handlers from before
+handlers = {}  # the previous signal handlers, to be restored
 for signum in [signal.SIGINT, signal.SIGTERM]:
     handlers[signum] = signal.signal(signum, request_stop)
 start = time.perf_counter()
 for step in range(first_step, max_iters):
-    torch.manual_seed(hash((seed, step)))  # so dropout repeats on resume
+    # A seed for each step, so that a resumed run has the same dropout
+    torch.manual_seed(hash((seed, step)))
     x, y = get_batch(step)
     loss = model(x, y)
-    model.zero_grad()  # otherwise the new gradients would be added
+    model.zero_grad()  # otherwise new gradients are added to the old ones
     loss.backward()  # computes the gradient: how the loss changes with each weight
     nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
     for opt in optimizers:
@@ -514,7 +519,7 @@ for step in range(first_step, max_iters):
             group["lr"] = get_lr(step) * group["lr_scale"]
         opt.step()
     done = step + 1
-    if done % log_interval == 0 or done == first_step + 10:
+    if done % log_interval == 0 or done == first_step + 10:  # + 10: an early estimate
         print_progress(done, loss)
     if done % eval_interval == 0 or done == max_iters:
         evaluate_and_save(done)
@@ -529,13 +534,13 @@ for signum, handler in handlers.items():
     signal.signal(signum, handler)
 
 # ------------------------------------------------------------------------------ Result
-if best_val_loss < math.inf:
+if best_val_loss < math.inf:  # after an evaluation, there is a best.pt
     load_checkpoint("best.pt")
 elif first_step == 0:
     print("this model is untrained")
 val_loss = estimate_loss()
 if not math.isfinite(val_loss):
-    sys.exit("the val loss is not a number; try a lower --learning_rate")
+    sys.exit("the val loss is not finite; try a lower --learning_rate")
 try:
     print("-" * 80, sample(max_new_tokens), "-" * 80, sep="\n")
 except KeyboardInterrupt:

@@ -219,6 +219,8 @@ class Forked:
                 os.environ.clear(), os.environ.update(env)
             signal.signal(signal.SIGINT, signal.default_int_handler)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            if hasattr(signal, "SIGHUP"):
+                signal.signal(signal.SIGHUP, signal.SIG_DFL)
             sys.argv = [str(word) for word in command[1:]]  # without the interpreter
             sys.path.insert(0, str(Path(sys.argv[0]).parent))
             sys.modules["__main__"].__dict__.pop("__file__", None)

@@ -481,7 +481,7 @@ def test_loss_that_is_no_number_at_the_end(place, run_any, max_iters):
         torch.save(state, path)
     done = run_any("gpt_char.py", *args, f"--max_iters={max_iters}")
     assert done.code == 1 and "final val loss" not in done.out
-    one_line(done.err, "not a number")
+    one_line(done.err, "not finite")
 
 
 @pytest.mark.parametrize("eval_interval", [1, 100])

@@ -974,6 +974,8 @@ def test_ctrl_c(run, tmp_path, encoding):
         "--shard_size=1K",
     ]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # Where the tests run in the background, SIGINT may be ignored
+    pipes["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
     process = subprocess.Popen(command, cwd=tmp_path, env=env, **pipes)
     for line in process.stdout:  # until it has made a few shards
         if "n_train_000003.bin: " in line:
