@@ -159,8 +159,8 @@ def get_batch(step):
 device_type = "cuda" if "cuda" in device else "cpu"
 autocast = torch.autocast(device_type, torch.bfloat16, enabled=bfloat16)
 if device == "cpu" and bfloat16:
-    # Then attention is faster without the fused "flash" kernel, as matrix products that
-    # add up in bfloat16. (In spite of "cuda", these settings are for CPUs, too)
+    # Here the fused "flash" kernel is slower than plain matrix products whose sums are
+    # kept in bfloat16. (In spite of "cuda", these settings are for CPUs, too)
     torch.backends.cuda.enable_flash_sdp(False)
     torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
 
@@ -367,7 +367,8 @@ class Muon(torch.optim.Optimizer):
             x = x.lerp_(mean, momentum)
             x = x.to(torch.bfloat16 if bfloat16 else torch.float32)
             # Divided by its norm, x has singular values of at most 1. Five rounds of
-            # Newton-Schulz, a polynomial of x, then bring them all close to 1
+            # Newton-Schulz then bring all close to 1: a round makes a singular value s
+            # 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5, and keeps the directions
             x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
             for _ in range(5):
                 a = x @ x.mT
@@ -377,8 +378,9 @@ class Muon(torch.optim.Optimizer):
             updates = x.split([len(grad) for grad in grads])
             for p, update in zip(group["params"], updates):
                 p.mul_(1 - group["lr"] * weight_decay)
-                # Its entries are about 1 / sqrt(columns) now. Make them about 0.2, as
-                # they usually are with AdamW (Liu et al. 2025, equation 4)
+                # The update's rows have length 1, so its entries are about
+                # 1 / sqrt(columns). Make them about 0.2, as they usually are with AdamW
+                # (Liu et al. 2025, equation 4)
                 step_size = group["lr"] * 0.2 * p.shape[1] ** 0.5
                 p.sub_(update.flatten(0, 1), alpha=step_size)
 
@@ -536,7 +538,7 @@ for signum, handler in handlers.items():
 # ------------------------------------------------------------------------------ Result
 if best_val_loss < math.inf:  # after an evaluation, there is a best.pt
     load_checkpoint("best.pt")
-elif first_step == 0:
+elif first_step == 0:  # max_iters is 0, and no checkpoint was loaded
     print("this model is untrained")
 val_loss = estimate_loss()
 if not math.isfinite(val_loss):

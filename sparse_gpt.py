@@ -935,7 +935,8 @@ class Muon(torch.optim.Optimizer):
             x = x.lerp_(mean, momentum)
             x = x.to(torch.bfloat16 if bfloat16 else torch.float32)
             # Divided by its norm, x has singular values of at most 1. Five rounds of
-            # Newton-Schulz, a polynomial of x, then bring them all close to 1
+            # Newton-Schulz then bring all close to 1: a round makes a singular value s
+            # 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5, and keeps the directions
             x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
             for _ in range(5):
                 a = x @ x.mT
@@ -946,8 +947,9 @@ class Muon(torch.optim.Optimizer):
             updates = join_shares(x, sum(lengths)).split(lengths)
             for p, update in zip(group["params"], updates):
                 p.mul_(1 - group["lr"] * weight_decay)
-                # Its entries are about 1 / sqrt(columns) now. Make them about 0.2, as
-                # they usually are with AdamW (Liu et al. 2025, equation 4)
+                # The update's rows have length 1, so its entries are about
+                # 1 / sqrt(columns). Make them about 0.2, as they usually are with AdamW
+                # (Liu et al. 2025, equation 4)
                 step_size = group["lr"] * 0.2 * p.shape[1] ** 0.5
                 p.sub_(update.flatten(0, 1), alpha=step_size)
 
