@@ -456,8 +456,9 @@ def load_checkpoint(name):
                 raise ValueError(f"saved by a run with {key}={found}, not {value}")
         model.load_state_dict(checkpoint["model"])
         for opt, state in zip(optimizers, checkpoint["optimizers"]):
-            groups = opt.state_dict()["param_groups"]  # with the settings of this run
-            opt.load_state_dict({"state": state["state"], "param_groups": groups})
+            for group, saved in zip(opt.param_groups, state["param_groups"]):
+                saved.update(group, params=saved["params"])  # this run's settings
+            opt.load_state_dict(state)
         return checkpoint["step"], checkpoint["best_val_loss"]
     except Exception as error:  # a damaged file can raise almost anything
         reason = f"{type(error).__name__}: {error}".split("\n")[0].split(". ")[0]

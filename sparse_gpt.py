@@ -1067,8 +1067,9 @@ def load_checkpoint(path, weights_only=False):
         model.load_state_dict(checkpoint["model"])
         if not weights_only:
             for opt, state in zip(optimizers, checkpoint["optimizers"]):
-                groups = opt.state_dict()["param_groups"]  # the settings of this run
-                opt.load_state_dict({"state": state["state"], "param_groups": groups})
+                for group, saved in zip(opt.param_groups, state["param_groups"]):
+                    saved.update(group, params=saved["params"])  # this run's settings
+                opt.load_state_dict(state)
             if checkpoint["scaler"]:  # empty if the run was not in float16
                 scaler.load_state_dict(checkpoint["scaler"])
         return checkpoint["step"], checkpoint["best_val_loss"]

@@ -517,3 +517,11 @@ def test_checkpoint_content(run, tiny, short):
         "best.pt",
         "last.pt",
     ]
+
+
+def test_resumed_run_has_the_settings_of_its_command_line(run, tiny):
+    run("gpt_char.py", *tiny, "--max_iters=2")
+    done = run("gpt_char.py", *tiny, "--max_iters=3", "--beta2=0.5")
+    assert "continuing from step 2" in done.out
+    (group,) = done.names["optimizers"][-1].param_groups
+    assert group["betas"] == (0.9, 0.5)

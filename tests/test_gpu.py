@@ -351,7 +351,9 @@ def test_a_step_of_gpt_char_waits_where_it_prints(dry_run):
     assert waits["size"] == {} and waits["copy"] == {}
 
 
-BACKWARD = "loss.backward()  # the gradient: how the loss changes with each weight"
+BACKWARD = (
+    "loss.backward()  # computes the gradient: how the loss changes with each weight"
+)
 CLIP = "nn.utils.clip_grad_norm_(model.parameters(), grad_clip)"
 
 
