@@ -619,6 +619,7 @@ def test_damaged_shard(place, run_any, part):
     assert len(found) == 2 and found["refused"] > 50, found
 
 
+@pytest.mark.long
 def test_damaged_text(folder, run):
     """Refused by name, or trained on is what the file says: all of it, one character
     changed.

@@ -184,6 +184,7 @@ def test_bad_command_line(attempt, word):
     refused(attempt, word, says=says, code=2)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("total", [1, 63, 130, 1006])
 @pytest.mark.parametrize("batch_size", [None, 2, 3])
 def test_total_batch_size_names_the_nearest(attempt, total, batch_size):

@@ -432,6 +432,7 @@ def test_finished_run_only_samples(run, tiny, tree):
     assert_same(read("out/gpt_char/best.pt"), best)
 
 
+@pytest.mark.long
 def test_best_is_kept_beside_last(run, tiny, folder, text, direct_loss):
     """Where the validation text is of another kind, training makes it worse."""
     (folder / "data/other").mkdir()

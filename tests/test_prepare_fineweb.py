@@ -427,6 +427,7 @@ for name in ("fsync", "replace"):
     assert contents(folder) == expected
 
 
+@pytest.mark.long
 def test_killed_and_continued_gives_the_same_bytes(run, tmp_path, encoding):
     kill_again_and_again(run, tmp_path, kills=3, seed=0)
 

@@ -280,6 +280,7 @@ def test_twice_in_one_process(script, shards, tiny, monkeypatch):  # noqa: F811
     assert ("continuing from step 2" in out.getvalue()) == (script in LADDER[2:])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
 @pytest.mark.parametrize("script", LADDER[2:])
 def test_console_without_a_character(script, encoding, shards, tiny, text):  # noqa: F811
