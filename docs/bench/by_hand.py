@@ -151,7 +151,7 @@ with tempfile.TemporaryDirectory() as folder:
     if args.steps:
         files = sorted(Path(args.steps).glob("[0-9][0-9]_*.py"))
     else:
-        tool = next(ROOT.glob("docs/**/steps.py"))
+        tool = ROOT / "docs/tools/steps.py"
         subprocess.run([sys.executable, tool, "unfold", folder], check=True, cwd=ROOT)
         files = sorted(Path(folder).rglob("by_hand/[0-9][0-9]_*.py"))
     if not files:

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted(
     ["README.md", *(f"docs/{path.name}" for path in ROOT.glob("docs/*.md"))]
 )
@@ -39,8 +39,8 @@ FOREIGN = {
 
 @functools.cache
 def files_in_between():
-    """What docs/steps.py writes to out/steps: {path: text}."""
-    steps = runpy.run_path(str(ROOT / "docs/steps.py"))["steps"]
+    """What docs/tools/steps.py writes to out/steps: {path: text}."""
+    steps = runpy.run_path(str(ROOT / "docs/tools/steps.py"))["steps"]
     found = steps((ROOT / "bigram.py").read_text(encoding="utf-8"))
     return {f"out/steps/{name}": text for name, text in found.items()}
 

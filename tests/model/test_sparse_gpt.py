@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from conftest import names_of, popen, run_here
 from torch.utils._python_dispatch import TorchDispatchMode
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SHAPES = [  # positions, stride, summary
     (1, 4, 1),
     (5, 8, 2),
@@ -504,8 +504,8 @@ def test_show_pattern(data_dir, tmp_path, pattern):
 
 
 def test_drawing_is_true():
-    """docs/patterns.svg: T = 36, l = 6, c = 2; its squares are the paper's sets."""
-    svg = (ROOT / "docs" / "patterns.svg").read_text()
+    """patterns.svg: T = 36, l = 6, c = 2; its squares are the paper's sets."""
+    svg = (ROOT / "docs/pictures/patterns.svg").read_text()
     for pattern in ("strided", "fixed"):
         group = re.search(rf'<g id="{pattern}".*?</g>', svg, flags=re.S)[0]
         drawn = {"a1": set(), "a2": set(), "both": set(), "none": set()}

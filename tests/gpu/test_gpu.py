@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-HERE, ROOT = Path(__file__).parent, Path(__file__).parent.parent
+HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
 TORCH = Path(torch.__file__).parent
 HEADER = TORCH / "include/ATen/detail/CUDAHooksInterface.h"
 COMPILER = shutil.which(os.environ.get("CXX", "c++"))

@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 from conftest import capture
 
-SCRIPT = Path(__file__).parent.parent / "prepare_shakespeare.py"
+SCRIPT = Path(__file__).parents[2] / "prepare_shakespeare.py"
 CONTENT = "First Citizen:\nÇa va, bien sûr.\n".encode() * 40
 
 

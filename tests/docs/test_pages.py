@@ -1,4 +1,4 @@
-"""The web pages of docs/build.py: complete, linked, without a fault in a browser."""
+"""The web pages of docs/tools/pages.py: complete, linked, sound in a browser."""
 
 import html
 import os
@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-BUILD = ROOT / "docs/build.py"
+ROOT = Path(__file__).resolve().parents[2]
+BUILD = ROOT / "docs/tools/pages.py"
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or ""
 
 pytest.importorskip("markdown_it", reason="pip install markdown-it-py")
@@ -41,7 +41,7 @@ def pages(tmp_path_factory):
 @pytest.fixture(scope="module")
 def pairs():
     """The texts before and after each step, in the order of the course."""
-    names = runpy.run_path(str(ROOT / "docs/steps.py"), run_name="steps")
+    names = runpy.run_path(str(ROOT / "docs/tools/steps.py"), run_name="steps")
     texts = names["steps"]((ROOT / "bigram.py").read_text(encoding="utf-8"))
     before = names["parents"](texts)
     return [(texts[before[name]], texts[name]) for name in before]
@@ -171,13 +171,13 @@ def test_bad_folder(tmp_path, args, says):
 def test_bad_options(tmp_path, args, says):
     """A usage line and one that says what is wrong; nothing is written."""
     done = command(*args, cwd=tmp_path)
-    lines = ["usage: build.py [FOLDER]", f"build.py: error: {says}", ""]
+    lines = ["usage: pages.py [FOLDER]", f"pages.py: error: {says}", ""]
     assert (done.returncode, done.stderr.split("\n")) == (2, lines)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_help():
-    assert "python docs/build.py [FOLDER]" in command("--help").stdout
+    assert "python docs/tools/pages.py [FOLDER]" in command("--help").stdout
 
 
 @pytest.mark.long

@@ -1,6 +1,6 @@
 """Make web pages of the course: every step with its prose and its diff side by side.
 
-    python docs/build.py [FOLDER]    writes to out/course if you give no FOLDER
+    python docs/tools/pages.py [FOLDER]    writes to out/course if you give no FOLDER
 
 Open index.html there; it needs no server and no network. Keys: right or n for the next
 page, left or p for the previous one, c for the contents. Needs pygments, which comes
@@ -27,7 +27,7 @@ try:
 except ImportError as error:
     sys.exit(f"{error}: pip install pygments markdown-it-py")
 
-DOCS, ROOT = course.DOCS, course.DOCS.parent
+TOOLS, DOCS, ROOT = Path(__file__).resolve().parent, course.DOCS, course.ROOT
 CHAPTERS = course.chapters()
 DOCUMENTS = ["bigram", *CHAPTERS]
 DOCUMENTS += ["glossary", "reproduce_gpt2", "compare", "troubleshooting"]
@@ -209,7 +209,9 @@ def split(path):
 def contents(parts):
     """The page with links to all pages."""
     out = ["<main><h1>From a bigram to GPT-2, one diff at a time</h1>"]
-    out.append('<img src="curves.svg" alt="Loss of the five scripts against time">')
+    out.append(
+        '<img src="pictures/curves.svg" alt="Loss of the five scripts against time">'
+    )
 
     def chapter(part):
         path = part[2]
@@ -231,7 +233,7 @@ def contents(parts):
 
 def build(folder):
     """Write all pages, or none; returns how many."""
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "pictures").mkdir(parents=True, exist_ok=True)
     texts = course.steps(course.read(ROOT / "bigram.py"))
     parents = course.parents(texts)
     diffs = (side_by_side(texts[parents[name]], texts[name]) for name in parents)
@@ -267,10 +269,11 @@ def build(folder):
             body += next(diffs) + render(piece, path, pages)
         title = html.escape(title)
         files[folder / page] = PAGE.format(title=title, links=links, body=body)
-    for path in [*DOCS.glob("*.svg"), DOCS / "course.js"]:
-        files[folder / path.name] = course.read(path)
+    for path in DOCS.glob("pictures/*.svg"):
+        files[folder / "pictures" / path.name] = course.read(path)
+    files[folder / "course.js"] = course.read(TOOLS / "course.js")
     dark = f"@media (prefers-color-scheme: dark) {{\n{DARK}\n}}\n"
-    style = course.read(DOCS / "course.css") + LIGHT + "\n" + dark
+    style = course.read(TOOLS / "course.css") + LIGHT + "\n" + dark
     files[folder / "course.css"] = style
     course.write(files)
     return len(parts) + 1

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch.distributed as dist
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 ARGS = (
     "--device=cpu --no-bfloat16 --no-float16 --no-hellaswag --n_layer=2 --n_head=2 "
     "--n_embd=32 --block_size=16 --total_batch_size=128 --batch_size=4 "

@@ -33,7 +33,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.torch_version import TorchVersion
 from torch.utils.flop_counter import FlopCounterMode
 
-SCRIPT = Path(__file__).parent.parent / "gpt2_train.py"
+SCRIPT = Path(__file__).parents[2] / "gpt2_train.py"
 CPU = "--device=cpu --no-compile --no-float16 --no-bfloat16 --no-hellaswag".split()
 TINY = (
     "--n_layer=2 --n_head=2 --n_embd=32 --block_size=16 --total_batch_size=128".split()

@@ -1,8 +1,8 @@
 """The steps between the scripts: the diffs in the chapters of docs/.
 
-    python docs/steps.py check              do the diffs lead to the scripts?
-    python docs/steps.py unfold [FOLDER]    write the file after each step
-    python docs/steps.py fold [FOLDER]      put your edits back into the chapters
+    python docs/tools/steps.py check              do the diffs lead to the scripts?
+    python docs/tools/steps.py unfold [FOLDER]    write the file after each step
+    python docs/tools/steps.py fold [FOLDER]      put your edits back into the chapters
 
 FOLDER is out/steps by default. The files in it can be run and edited. To change a line:
 unfold, edit the file of the step where the line enters, fold. All later files, the
@@ -12,7 +12,7 @@ step of its chapter.
 If a later step changes the lines that you edited, fold names that step and writes
 nothing. Make the edit there, too; or, if that file is right as it is, say so:
 
-    python docs/steps.py fold --keep=gpt_char/04_dropout.py
+    python docs/tools/steps.py fold --keep=gpt_char/04_dropout.py
 """
 
 import argparse
@@ -23,7 +23,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-DOCS = Path(__file__).resolve().parent
+DOCS = Path(__file__).resolve().parents[1]
 ROOT = DOCS.parent
 LADDER = ["bigram", "v2_attention", "gpt_char", "gpt2_train", "sparse_gpt"]
 BRANCHES = {"by_hand": "bigram", "chat": "gpt_char"}  # to beyond/NAME.py: from where

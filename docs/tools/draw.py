@@ -1,11 +1,11 @@
 """Draw the pictures of the course; needs matplotlib.
 
-    python docs/draw.py              all of them, to docs/
-    python docs/draw.py NAME ...     some: bigram, heads, shapes, schedule, worth, ...
+    python docs/tools/draw.py              all of them, to docs/pictures/
+    python docs/tools/draw.py NAME ...     some: bigram, heads, shapes, worth, ...
 
 bigram and heads first train bigram.py and v2_attention.py, in the current folder;
 curves, samples, peers, cost and worth draw what docs/bench has:
-    python tests/bench.py curves
+    python docs/bench/bench.py curves
     cp out/bench/curves.* docs/bench/
 """
 
@@ -23,7 +23,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from matplotlib.patches import FancyBboxPatch
 
-DOCS = Path(__file__).resolve().parent
+DOCS = Path(__file__).resolve().parents[1]
 plt.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "", "font.size": 12}
 plt.rcParams |= {"axes.spines.top": False, "axes.spines.right": False}
 plt.rcParams |= {"grid.color": "#e4e4e4", "font.family": "sans-serif"}
@@ -37,13 +37,13 @@ COLORS |= {"gpt2_train": "#c23b3b", "sparse_gpt": PURPLE}
 
 
 def tables(part):
-    """The tables of a report that tests/bench.py wrote."""
+    """The tables of a report that docs/bench/bench.py wrote."""
     report = (DOCS / f"bench/{part}.json").read_text(encoding="utf-8")
     return json.loads(report)["tables"]
 
 
 def save(figure, name, title):
-    path = DOCS / f"{name}.svg"
+    path = DOCS / f"pictures/{name}.svg"
     figure.savefig(path, bbox_inches="tight", metadata={"Date": None, "Title": title})
     lines = path.read_text(encoding="utf-8").splitlines()
     path.write_text("".join(line.rstrip() + "\n" for line in lines), encoding="utf-8")
@@ -153,7 +153,7 @@ def samples():
         *out,
         "</svg>",
     ]
-    (DOCS / "samples.svg").write_text("\n".join(out) + "\n", encoding="utf-8")
+    (DOCS / "pictures/samples.svg").write_text("\n".join(out) + "\n", encoding="utf-8")
 
 
 def shapes():
@@ -345,7 +345,7 @@ def patterns():
     what += f"T = {T}, stride l = {stride}, summary c = {summary}"
     out.append(f'<text x="20" y="372" fill="#555555">{what}</text>')
     out.append("</svg>")
-    (DOCS / "patterns.svg").write_text("\n".join(out) + "\n", encoding="utf-8")
+    (DOCS / "pictures/patterns.svg").write_text("\n".join(out) + "\n", encoding="utf-8")
 
 
 def layouts():
@@ -517,4 +517,4 @@ if __name__ == "__main__":
             sys.exit(f"{name}: no such picture; choose from {', '.join(PICTURES)}")
     for name in chosen:
         PICTURES[name]()
-        print(f"{DOCS / name}.svg")
+        print(f"{DOCS / 'pictures' / name}.svg")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ("bigram", "v2_attention", "gpt_char", "gpt2_train", "sparse_gpt")
 UNIT = r"s|ms|MiB|GiB|MB|GB|seconds|minutes|tokens/s|times"
 NUMBER = re.compile(

@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 from conftest import capture, markov_text
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
 SMALL = dict(device='"cpu"', bfloat16=False, max_iters=2, eval_interval=1)
 SMALL |= dict(
@@ -95,14 +95,14 @@ def small(tmp_path_factory, encoding):
     folder = tmp_path_factory.mktemp("small")
     between = folder / "out/steps"
     with contextlib.redirect_stdout(io.StringIO()):
-        runpy.run_path(str(ROOT / "docs/steps.py"))["unfold"](between)
+        runpy.run_path(str(ROOT / "docs/tools/steps.py"))["unfold"](between)
     (folder / "beyond").mkdir()
     for path in [*ROOT.glob("*.py"), *ROOT.glob("beyond/*.py")]:
         make_small(path, folder / path.relative_to(ROOT), CONSTANTS.get(path.stem))
     for path in between.rglob("*.py"):
         make_small(path, path, CONSTANTS.get(path.parent.name))
-    (folder / "tests").mkdir()
-    shutil.copy(ROOT / "tests/bench.py", folder / "tests")
+    (folder / "docs/bench").mkdir(parents=True)
+    shutil.copy(ROOT / "docs/bench/bench.py", folder / "docs/bench")
     text = (
         markov_text(20_000, seed=1) + "ROMEO:"
     )  # a character of a prompt must be in the text
@@ -135,7 +135,7 @@ def run_all(found, codes=(0,)):
         if (
             re.search(LEFT_OUT, command)
             or program != "python"
-            or "tests/bench.py" in args
+            or "docs/bench/bench.py" in args
         ):
             continue
         if not Path("gpt2").exists() and re.search(
@@ -206,7 +206,7 @@ def test_torchrun_commands_run(small):
 
 @pytest.mark.long
 def test_bench_runs(small):
-    command = next(c for c in commands() if "tests/bench.py" in c).replace(
+    command = next(c for c in commands() if "docs/bench/bench.py" in c).replace(
         "DIR", "none"
     )
     command = [sys.executable, *shlex.split(command)[1:], "--quick", "--rounds=1"]

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "beyond" / "by_hand.py"
 TINY = ["--block_size=8", "--batch_size=4", "--max_new_tokens=5"]
 TINY_ATTENTION = [*TINY, "--n_embd=16", "--n_head=2"]
@@ -20,7 +20,7 @@ TINY_ATTENTION = [*TINY, "--n_embd=16", "--n_head=2"]
 def files(tmp_path_factory):
     """The step files of the chapter, in order."""
     folder = tmp_path_factory.mktemp("steps")
-    tool = next(ROOT.glob("docs/**/steps.py"))
+    tool = ROOT / "docs/tools/steps.py"
     command = [sys.executable, tool, "unfold", folder]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(
     not dist.is_available() or not dist.is_gloo_available(),
     reason="this torch has no gloo",
 )
-SCRIPT = Path(__file__).parent.parent / "gpt2_train.py"
+SCRIPT = Path(__file__).parents[2] / "gpt2_train.py"
 STEPS, WINDOWS = 20, 8  # of a run, and in a step
 ARGS = (
     "--device=cpu --no-compile --no-float16 --no-bfloat16 --no-hellaswag "

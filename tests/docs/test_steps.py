@@ -1,6 +1,6 @@
 """The chapters in docs/ lead from script to script, and every file in between runs.
 
-docs/steps.py carries an edit through all that follows, or says where it cannot.
+docs/tools/steps.py carries an edit through all that follows, or says where it cannot.
 """
 
 import ast
@@ -21,7 +21,7 @@ import pytest
 import torch
 from conftest import ROOT, run_here
 
-TOOL = ROOT / "docs/steps.py"
+TOOL = ROOT / "docs/tools/steps.py"
 TOOLS = runpy.run_path(str(TOOL), run_name="steps")
 LADDER = ["bigram", "v2_attention", "gpt_char", "gpt2_train", "sparse_gpt"]
 CHAPTERS = TOOLS["chapters"]()  # {chapter: the script that it starts from}
@@ -128,9 +128,9 @@ class Ladder:
 
     def __init__(self, folder):
         self.folder, self.steps = folder, folder / "out/steps"
-        (folder / "docs").mkdir()
+        (folder / "docs/tools").mkdir(parents=True)
         (folder / "beyond").mkdir()
-        shutil.copy(TOOL, folder / "docs/steps.py")
+        shutil.copy(TOOL, folder / "docs/tools/steps.py")
         (folder / "bigram.py").write_text(BIGRAM)
         self.texts = {FILES[0]: BIGRAM}
         names = iter(FILES[1:])
@@ -150,7 +150,7 @@ class Ladder:
             (folder / script_of(chapter)).write_text(text)
 
     def run(self, *args):
-        return run_here(self.folder / "docs/steps.py", *args)
+        return run_here(self.folder / "docs/tools/steps.py", *args)
 
     def ok(self, *args):
         done = self.run(*args)
@@ -592,7 +592,7 @@ def test_other_bad_input(ladder):
 
 def test_a_folder_that_the_console_cannot_show(ladder):
     env = os.environ | {"PYTHONIOENCODING": "ascii"}
-    command = [sys.executable, "docs/steps.py", "unfold", "schrïtte"]
+    command = [sys.executable, "docs/tools/steps.py", "unfold", "schrïtte"]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "schr?tte: 11 files\n"

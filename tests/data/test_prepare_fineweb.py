@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 from conftest import capture
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "prepare_fineweb.py"
 EOT = 50256
 HUB_FILES = {}  # {"repository/path": bytes} of the stand-in for the Hub

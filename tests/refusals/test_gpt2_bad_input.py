@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-SCRIPT = Path(__file__).parent.parent / "gpt2_train.py"
+SCRIPT = Path(__file__).parents[2] / "gpt2_train.py"
 TINY = (
     "--device=cpu --no-compile --no-float16 --no-bfloat16 --no-hellaswag "
     "--n_layer=1 --n_head=2 --n_embd=32 --block_size=16 --total_batch_size=128 "

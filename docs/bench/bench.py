@@ -1,18 +1,18 @@
 """The README's numbers, measured side by side with those of other repositories.
 
-    python tests/bench.py char     gpt_char.py: loss against time, time per step
-    python tests/bench.py short    the same, the time to the loss of nanoGPT's recipe
-    python tests/bench.py train    gpt2_train.py: speed, memory, Muon against AdamW
-    python tests/bench.py sample   gpt2_train.py: sampling with a cache and without
-    python tests/bench.py sparse   sparse_gpt.py: sparse attention against dense
-    python tests/bench.py texts    sparse_gpt.py: the loss at equal time, on two texts
-    python tests/bench.py ladder   every script without arguments
-    python tests/bench.py seeds    gpt_char.py from three seeds, and a shorter run
-    python tests/bench.py laptop   gpt_char.py and gpt2_train.py from three seeds
-    python tests/bench.py curves   the loss of every script from its first step on
-    python tests/bench.py data     prepare_fineweb.py, and the loader of gpt2_train.py
-    python tests/bench.py steps    every file of the chapters: what each idea is worth
-    python tests/bench.py all --peers=DIR   everything: on two cores some hours
+    python docs/bench/bench.py char   gpt_char.py: loss against time, time per step
+    python docs/bench/bench.py short  the same, to the loss of nanoGPT's recipe
+    python docs/bench/bench.py train  gpt2_train.py: speed, memory, Muon against AdamW
+    python docs/bench/bench.py sample gpt2_train.py: sampling with a cache and without
+    python docs/bench/bench.py sparse sparse_gpt.py: sparse attention against dense
+    python docs/bench/bench.py texts  sparse_gpt.py: loss at equal time, two texts
+    python docs/bench/bench.py ladder every script without arguments
+    python docs/bench/bench.py seeds  gpt_char.py from three seeds, and a shorter run
+    python docs/bench/bench.py laptop gpt_char.py and gpt2_train.py from three seeds
+    python docs/bench/bench.py curves the loss of every script from its first step on
+    python docs/bench/bench.py data   prepare_fineweb.py, gpt2_train.py's loader
+    python docs/bench/bench.py steps  every file of the chapters
+    python docs/bench/bench.py all    --peers=DIR   everything: on two cores some hours
 
 DIR holds your own clones of nanoGPT, build-nanogpt and ng-video-lecture; nothing is
 written there, and what is missing is left out. --data=FOLDER takes other tokens of
@@ -53,7 +53,7 @@ if sys.argv[1:2] != ["--pool"]:  # its memory is measured, too
     import torch
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "out/bench"
 WORK = OUT / "work"  # where the scripts run: see make_work
 
@@ -836,7 +836,7 @@ def steps():
     folder = OUT / "steps"
     shutil.rmtree(folder, ignore_errors=True)
     subprocess.run(
-        [sys.executable, ROOT / "docs/steps.py", "unfold", folder], check=True
+        [sys.executable, ROOT / "docs/tools/steps.py", "unfold", folder], check=True
     )
     (WORK / "steps").symlink_to(folder)
     iters = {"v2_attention": 1000, "gpt_char": 1000, "gpt2_train": 60, "sparse_gpt": 60}

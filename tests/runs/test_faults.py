@@ -24,7 +24,7 @@ import torch._dynamo  # every optimizer imports it: so copies of this process ha
 import torch.distributed as dist
 from conftest import popen
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 LARGE = ["gpt2_train", "sparse_gpt"]
 TRAINERS = ["gpt_char", *LARGE]
 TINY = "--device=cpu --no-bfloat16 --n_layer=1 --n_head=2 --n_embd=16".split()
