@@ -4,21 +4,15 @@ No test needs a GPU or a file that is not in the repository. Those that need GPT
 encoding, which comes from a package index, are skipped where it can't be had.
 """
 
-import contextlib
-import gc
-import io
 import os
-import random
 import runpy
 import signal
-import subprocess
 import sys
-import threading
-import traceback
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import tiktoken
 
 # One thread each: models this small gain nothing from more, and lose where the cores
 # are busy
@@ -26,28 +20,25 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch  # noqa: E402
 import torch._dynamo  # noqa: E402  # every optimizer wants it: imported once for all
+from makers import (  # noqa: E402
+    ROOT,
+    STOP_SIGNALS,
+    TINY,
+    capture,
+    markov_text,
+    names_of,
+    popen,
+    random_tokens,
+    run_here,
+    write_shard,
+    write_shards,
+)
 
-ROOT = Path(__file__).parent.parent
 
-# A gpt_char of milliseconds. Dropout is on: without it a wrong random state would go
-# unnoticed
-TINY = ["--n_layer=2", "--n_head=2", "--n_embd=16", "--block_size=16", "--batch_size=4"]
-TINY += ["--dropout=0.1", "--warmup_iters=2", "--no-bfloat16"]
-
-
-def markov_text(length, seed):
-    """A text in which the next character depends on the current one alone, the same
-    everywhere.
-    """
-    rng = random.Random(seed)
-    chars = "\n ,.ABCDEabcdefghijklmnopqrstué"
-    rows = {
-        c: [rng.random() ** 4 for _ in chars] for c in chars
-    }  # few likely, many rare
-    text = "A"
-    while len(text) < length:
-        text += rng.choices(chars, rows[text[-1]])[0]
-    return text
+def pytest_configure(config):
+    """--device=cuda without a GPU: PyTorch's warning says what the test is about."""
+    warning = "ignore:.*CUDA is not available.*:UserWarning"
+    config.addinivalue_line("filterwarnings", warning)
 
 
 @pytest.fixture(scope="session")
@@ -67,6 +58,14 @@ def folder(tmp_path, monkeypatch, text):
 
 
 @pytest.fixture
+def place(folder, monkeypatch):
+    """The same with two shards in tokens/, and no GPU: see ARGS in makers.py."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    write_shards(folder / "tokens")  # the one for validation has whole windows only
+    return folder
+
+
+@pytest.fixture
 def tiny():
     return TINY
 
@@ -79,50 +78,6 @@ def same_torch():
     cuda.enable_flash_sdp(True)
     cuda.allow_fp16_bf16_reduction_math_sdp(False)
     torch.set_float32_matmul_precision(precision)
-
-
-def capture(argv, call):
-    """Call call() as the program argv and return its code, out and err, and what it
-    returned.
-    """
-    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
-    code, value = 0, None
-    before = sys.argv
-    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-    sys.argv = list(argv)
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            value = call()
-    except SystemExit as error:  # do as Python does
-        code = error.code or 0
-        if isinstance(code, str):
-            print(code, file=err)
-            code = 1
-    finally:
-        sys.argv = before
-        for signum, handler in handlers.items():
-            signal.signal(signum, handler)
-    texts = []
-    for stream in (out, err):
-        stream.seek(0)
-        texts.append(stream.read())
-    return SimpleNamespace(code=code, out=texts[0], err=texts[1], value=value)
-
-
-def names_of(script, run_name="__main__"):
-    """Run a script and return its top-level names; what is set in them, its functions
-    see.
-    """
-    names = runpy.run_path(str(ROOT / script), run_name=run_name)
-    ours = [v for v in names.values() if getattr(v, "__module__", "") == run_name]
-    return next(v.__globals__ for v in ours if hasattr(v, "__globals__"))
-
-
-def run_here(script, *args):
-    """Run a script in this process and return its code, out, err, and names."""
-    done = capture([script, *args], lambda: names_of(script))
-    done.names = done.value
-    return done
 
 
 @pytest.fixture
@@ -187,102 +142,6 @@ def encoding(tmp_path_factory):
         pytest.skip(str(error))
 
 
-class Forked:
-    """A script as a process of its own, used like subprocess.Popen(command, text=True,
-    pipes ...).
-
-    It is a copy of this process, so torch is imported already: the newest one takes
-    some seconds for that. What a test has patched is patched there, too.
-    """
-
-    def __init__(self, command, env=None, cwd=None, encoding="utf-8"):
-        (self.out, out), (self.err, err) = os.pipe(), os.pipe()
-        self.pid, self.returncode = os.fork(), None
-        if self.pid == 0:
-            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-            os.dup2(out, 1), os.dup2(err, 2)
-            gc.freeze()  # or garbage would later close what then has its number
-            os.closerange(3, 100)
-            self.become(command, env, cwd, encoding)
-        os.close(out), os.close(err)
-        self.stdout = open(self.out, encoding=encoding, errors="replace")
-        self.stderr = open(self.err, encoding=encoding, errors="replace")
-
-    def become(self, command, env, cwd, encoding):
-        code = 1
-        try:
-            sys.stdin = open(0, closefd=False)
-            sys.stdout = open(1, "w", encoding=encoding, closefd=False)
-            sys.stderr = open(2, "w", encoding=encoding, closefd=False)
-            os.chdir(cwd or ".")
-            if env is not None:
-                os.environ.clear(), os.environ.update(env)
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            if hasattr(signal, "SIGHUP"):
-                signal.signal(signal.SIGHUP, signal.SIG_DFL)
-            sys.argv = [str(word) for word in command[1:]]  # without the interpreter
-            sys.path.insert(0, str(Path(sys.argv[0]).parent))
-            sys.modules["__main__"].__dict__.pop("__file__", None)
-            runpy.run_path(sys.argv[0], run_name="__main__")
-            code = 0
-        except SystemExit as end:  # do as Python does
-            if isinstance(end.code, str):
-                print(end.code, file=sys.stderr)
-            code = end.code if isinstance(end.code, int) else int(end.code is not None)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            for stream in (sys.stdout, sys.stderr):
-                with contextlib.suppress(Exception):
-                    stream.flush()
-            os._exit(code)
-
-    def poll(self, flags=os.WNOHANG if hasattr(os, "WNOHANG") else 0):
-        if self.returncode is None:
-            pid, status = os.waitpid(self.pid, flags)
-            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
-        return self.returncode
-
-    def wait(self):
-        return self.poll(0)
-
-    def send_signal(self, signum):
-        if self.poll() is None:
-            os.kill(self.pid, signum)
-
-    def kill(self):
-        self.send_signal(signal.SIGKILL)
-
-    def terminate(self):
-        self.send_signal(signal.SIGTERM)
-
-    def communicate(self, timeout=300):
-        timer = threading.Timer(timeout, self.kill)
-        timer.start()
-        texts = {}
-        reader = threading.Thread(target=lambda: texts.update(err=self.stderr.read()))
-        reader.start()
-        texts["out"] = "" if self.stdout.closed else self.stdout.read()
-        reader.join(), self.wait(), timer.cancel()
-        return texts["out"], texts["err"]
-
-
-def popen(command, env=None, cwd=None, encoding="utf-8"):
-    """Start [python, script, argument, ...]: forked where that is possible, or else for
-    real.
-    """
-    if hasattr(os, "fork") and str(command[1]).endswith(".py"):
-        return Forked(command, env, cwd, encoding)
-    pipes = {
-        "stdin": subprocess.DEVNULL,
-        "stdout": subprocess.PIPE,
-        "stderr": subprocess.PIPE,
-    }
-    command = [str(word) for word in command]
-    return subprocess.Popen(command, env=env, cwd=cwd, encoding=encoding, **pipes)
-
-
 @pytest.fixture
 def start(folder):
     """start(script, *args): start a script as a process of its own; it does not outlive
@@ -340,3 +199,75 @@ def direct_loss():
         return sum(losses) / len(losses)
 
     return direct_loss
+
+
+# ------------------------------------------------------------------------ gpt2_train.py
+CPU = "--device=cpu --no-compile --no-float16 --no-bfloat16 --no-hellaswag".split()
+SMALL = (
+    "--n_layer=2 --n_head=2 --n_embd=32 --block_size=16 --total_batch_size=128".split()
+)
+
+
+class FakeTokenizer:
+    """Stands in for GPT-2's where a test needs its vocabulary, but no network."""
+
+    eot_token = 50256
+
+    def encode_ordinary(self, s):
+        return list(s.encode())
+
+    def decode(self, ids):
+        return " ".join(map(str, ids))
+
+
+@pytest.fixture
+def gpt2(tmp_path, monkeypatch):
+    """A function that runs gpt2_train.py with arguments, in tmp_path.
+
+    It returns the script's globals: what a test assigns there, its functions see.
+    """
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tiktoken, "get_encoding", lambda name: FakeTokenizer())
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    handlers = {s: signal.getsignal(s) for s in STOP_SIGNALS}
+
+    def run(*args):
+        args = [
+            *CPU,
+            *SMALL,
+            "--max_iters=0",
+            "--max_new_tokens=0",
+            "--data_dir=tokens",
+            *args,
+        ]
+        monkeypatch.setattr(sys, "argv", [str(ROOT / "gpt2_train.py"), *args])
+        # A signal that the script does not handle must fail the test, not end pytest
+        signal.signal(signal.SIGTERM, lambda *_: pytest.fail("SIGTERM was not handled"))
+        return runpy.run_path(str(ROOT / "gpt2_train.py"))["get_lr"].__globals__
+
+    yield run
+    for signum, handler in handlers.items():
+        signal.signal(signum, handler)
+
+
+@pytest.fixture
+def tokens(tmp_path):
+    """Byte shards under tokens/; returns {split: [tokens of a shard, ...]}."""
+    made = {"train": [], "val": []}
+    for split, number, length in (
+        ("train", 1, 901),
+        ("train", 2, 700),
+        ("val", 0, 333),
+    ):
+        made[split].append(random_tokens(length, seed=length))
+        write_shard(tmp_path / f"tokens/t_{split}_{number:06d}.bin", made[split][-1])
+    return made
+
+
+@pytest.fixture
+def gpt2_tokens(tmp_path, monkeypatch):
+    """Shards under tokens/ with GPT-2's 50257 tokens; the script pads to 50304."""
+    monkeypatch.chdir(tmp_path)
+    write_shards(
+        train=900, val=300, make=lambda n: random_tokens(n, 50257), vocab_size=50257
+    )

@@ -4,7 +4,7 @@ import ast
 import math
 import re
 
-from conftest import ROOT
+from makers import ROOT
 
 CHAPTER = (ROOT / "docs/bigram.md").read_text(encoding="utf-8")
 SCRIPT = (ROOT / "bigram.py").read_text(encoding="utf-8")

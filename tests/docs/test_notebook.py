@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, TINY
+from makers import ROOT, TINY
 
 nbclient = pytest.importorskip("nbclient")
 pytest.importorskip("ipykernel")

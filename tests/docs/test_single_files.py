@@ -15,10 +15,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, capture, popen, run_here
-from test_bad_input import ALL, arguments, shards, write_shard  # noqa: F401
+from makers import ARGS, ROOT, capture, popen, run_here
 
-LADDER = [f"{name}.py" for name in ALL]
+LADDER = [f"{name}.py" for name in ARGS]
 PREPARE = ["prepare_shakespeare.py", "prepare_fineweb.py"]
 
 
@@ -255,11 +254,11 @@ def test_help_shows_every_setting(script):
 
 # ------------------------------------------------------------------ Wherever it prints
 @pytest.mark.parametrize("script", LADDER)
-def test_twice_in_one_process(script, shards, tiny, monkeypatch):  # noqa: F811
+def test_twice_in_one_process(script, place, monkeypatch):
     """As in a notebook: print goes to an object, and the names are there afterwards."""
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     for max_iters in (2, 4):  # the second run trains on, where there is a checkpoint
-        args = [*arguments(script[:-3], [], tiny), f"--max_iters={max_iters}"]
+        args = [*ARGS[script[:-3]], f"--max_iters={max_iters}"]
         monkeypatch.setattr(sys, "argv", [str(ROOT / script), *args])
         out = io.StringIO()
         with contextlib.redirect_stdout(out):
@@ -283,7 +282,7 @@ def test_twice_in_one_process(script, shards, tiny, monkeypatch):  # noqa: F811
 @pytest.mark.long
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
 @pytest.mark.parametrize("script", LADDER[2:])
-def test_console_without_a_character(script, encoding, shards, tiny, text):  # noqa: F811
+def test_console_without_a_character(script, encoding, place, text):
     """A redirected stdout on Windows is cp1252: no reason to lose a run.
 
     The characters are of a text (rung 3), or come with the prompt (4 and 5).
@@ -291,7 +290,7 @@ def test_console_without_a_character(script, encoding, shards, tiny, text):  # n
     Path("data/letters").mkdir()
     other = text.replace("A", "ő")
     Path("data/letters/input.txt").write_text(other, encoding="utf-8")
-    args = arguments(script[:-3], ["--prompt=őBő"], tiny)
+    args = [*ARGS[script[:-3]], "--max_iters=3", "--prompt=őBő"]
     args += ["--data_dir=data/letters"] if script in LADDER[:3] else []
     process = popen([sys.executable, ROOT / script, *args], encoding=encoding)
     out, err = process.communicate()

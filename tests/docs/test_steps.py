@@ -16,10 +16,9 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from conftest import ROOT, run_here
+from makers import ROOT, run_here, write_shards
 
 TOOL = ROOT / "docs/tools/steps.py"
 TOOLS = runpy.run_path(str(TOOL), run_name="steps")
@@ -746,17 +745,6 @@ SMALL = {
 }
 
 
-def write_shards():
-    """Random letters as shards of bytes, for rungs 4 and 5."""
-    folder = Path("data/shakespeare/bytes")
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, length in {"t_train_000001.bin": 4000, "t_val_000000.bin": 400}.items():
-        header = np.zeros(256, dtype="<i4")
-        header[:4] = 20240520, 1, length, 256
-        tokens = np.random.default_rng(length).integers(97, 123, size=length)
-        (folder / name).write_bytes(header.tobytes() + tokens.astype("<u2").tobytes())
-
-
 def flags_of(path):
     """SMALL as flags, as far as a file knows them."""
     text = path.read_text(encoding="utf-8")
@@ -772,7 +760,7 @@ def flags_of(path):
 
 def runs(path, start):
     """Run a file in between: it trains a few steps and samples."""
-    write_shards()
+    write_shards("data/shakespeare/bytes", 4000, 400)  # for rungs 4 and 5
     process = start(path, *flags_of(path))
     out, err = process.communicate()
     where = f"{path.parent.name}/{path.name}"

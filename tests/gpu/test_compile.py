@@ -11,13 +11,11 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch.distributed as dist
+from makers import ROOT, write_shards
 
-ROOT = Path(__file__).parents[2]
 ARGS = (
     "--device=cpu --no-bfloat16 --no-float16 --no-hellaswag --n_layer=2 --n_head=2 "
     "--n_embd=32 --block_size=16 --total_batch_size=128 --batch_size=4 "
@@ -56,15 +54,7 @@ def folder(tmp_path_factory):
     second none.
     """
     path = tmp_path_factory.mktemp("compile")
-    (path / "tokens").mkdir()
-    rng = np.random.default_rng(0)
-    for name, length in (("train_000001", 3000), ("val_000000", 25 * 16 + 1)):
-        header = np.zeros(256, dtype="<i4")
-        header[:4] = 20240520, 1, length, 256
-        tokens = rng.choice(list(b"a few letters"), size=length).astype("<u2")
-        path.joinpath(f"tokens/t_{name}.bin").write_bytes(
-            header.tobytes() + tokens.tobytes()
-        )
+    write_shards(path / "tokens", 3000, 25 * 16 + 1)
     return path
 
 

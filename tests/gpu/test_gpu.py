@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from makers import write_shards
 
 HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
 TORCH = Path(torch.__file__).parent
@@ -62,14 +63,9 @@ SMALL["gpt2_train.py"] += [
 SMALL["sparse_gpt.py"] = [*SMALL["gpt2_train.py"], "--stride=8", "--summary=2"]
 
 
-def write_shard(path, length, vocab_size):
-    """A shard in the format of DESIGN.md, of tokens that are printable characters."""
-    header = np.zeros(256, dtype="<i4")
-    header[:4] = 20240520, 1, length, vocab_size
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(
-        header.tobytes() + (32 + np.arange(length) % 95).astype("<u2").tobytes()
-    )
+def printable(length):
+    """Tokens that are printable characters."""
+    return 32 + np.arange(length) % 95
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +73,8 @@ def folder(tmp_path_factory):
     """A working directory with the data that the presets for a GPU read, and bytes."""
     folder = tmp_path_factory.mktemp("gpu")
     for name, vocab_size in (("fineweb_edu", 50257), ("bytes", 256)):
-        write_shard(folder / f"data/{name}/tiny_train_000001.bin", 60_000, vocab_size)
-        write_shard(folder / f"data/{name}/tiny_val_000000.bin", 8200, vocab_size)
+        place = folder / "data" / name
+        write_shards(place, 60_000, 8200, make=printable, vocab_size=vocab_size)
     (folder / "data/shakespeare").mkdir()
     (folder / "data/shakespeare/input.txt").write_text("To be, or not to be?\n" * 400)
     (folder / "data/hellaswag").mkdir()

@@ -7,6 +7,7 @@ import random
 
 import pytest
 import torch
+from makers import shake
 
 SIZE = ["--n_embd=48", "--n_head=4", "--block_size=20"]
 MODELS = [
@@ -21,13 +22,6 @@ def set_weights(module, **weights):
         for name, value in weights.items():
             getattr(module, name).weight.copy_(torch.as_tensor(value))
             getattr(module, name).bias.zero_()
-
-
-def shake(model, generator):
-    """Away from the start, where the blocks of gpt_char.py add nothing."""
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.2 * torch.randn(p.shape, generator=generator))
 
 
 @pytest.mark.parametrize("T", [1, 7, 20])
@@ -115,7 +109,7 @@ def test_no_position_sees_the_future(load, script, args):
     names = load(script, *SIZE, *args)
     model, V = names["model"], names["vocab_size"]
     generator = torch.Generator().manual_seed(4)
-    shake(model, generator)
+    shake(model)
     with torch.no_grad():
         idx = torch.randint(V, (2, 20), generator=generator)
         before = model.logits(idx)
@@ -137,7 +131,7 @@ def test_order_matters(load, script, args):
     names = load(
         script, *SIZE, *args, *(["--n_layer=1"] if script == "gpt_char.py" else [])
     )
-    shake(names["model"], torch.Generator().manual_seed(6))
+    shake(names["model"])
     with torch.no_grad():
         a = names["model"].logits(torch.tensor([[1, 2, 3]]))[0, -1]
         b = names["model"].logits(torch.tensor([[2, 1, 3]]))[0, -1]
@@ -154,7 +148,7 @@ def test_order_matters(load, script, args):
 def test_context_is_cropped(load, script, args):
     names = load(script, *SIZE, *args)
     generator = torch.Generator().manual_seed(5)
-    shake(names["model"], generator)
+    shake(names["model"])
     idx = torch.randint(names["vocab_size"], (1, 30), generator=generator)
     long = names["generate"](idx, 25, temperature=0)
     assert long.shape == (1, 55) and torch.equal(long[:, :30], idx)

@@ -10,20 +10,18 @@ import signal
 import socket
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch._dynamo  # every optimizer imports it: so copies of this process have it
 import torch.distributed as dist
-from conftest import popen
+from makers import ROOT, letters, popen, write_shard, write_shards
 
 pytestmark = pytest.mark.skipif(
     not dist.is_available() or not dist.is_gloo_available(),
     reason="this torch has no gloo",
 )
-SCRIPT = Path(__file__).parents[2] / "gpt2_train.py"
+SCRIPT = ROOT / "gpt2_train.py"
 STEPS, WINDOWS = 20, 8  # of a run, and in a step
 ARGS = (
     "--device=cpu --no-compile --no-float16 --no-bfloat16 --no-hellaswag "
@@ -108,21 +106,10 @@ finally:
 def folder(tmp_path_factory):
     """A folder with byte shards under tokens/: 80 different windows in two of them."""
     path = tmp_path_factory.mktemp("distributed")
-    (path / "tokens").mkdir()
     (path / "spy.py").write_text(SPY)
     (path / "slow.py").write_text(SLOW)
-    rng = np.random.default_rng(0)
-    for name, length in (
-        ("train_000001", 51 * 16 + 9),
-        ("train_000002", 497),
-        ("val_0", 300),
-    ):
-        header = np.zeros(256, dtype="<i4")
-        header[:4] = 20240520, 1, length, 256
-        tokens = rng.choice(list(b"a few letters"), size=length).astype("<u2")
-        path.joinpath(f"tokens/t_{name}.bin").write_bytes(
-            header.tobytes() + tokens.tobytes()
-        )
+    write_shards(path / "tokens", 51 * 16 + 9, 300)
+    write_shard(path / "tokens/t_train_000002.bin", letters(497))
     return path
 
 
