@@ -1,227 +1,38 @@
-"""gpt2_train.py on one process: model, data, evaluation, checkpoints, sampling.
+"""gpt2_train.py on one process: model, data, evaluation, sampling.
 
-Each is held against an independent and slower way to get the same.
-
-Most tests run the script inside this process and get at its names: see gpt2 below.
+Each is held against an independent and slower way to get the same. Most tests run the
+script inside this process and get at its names: see gpt2 in conftest.py. How it runs is
+tested in tests/runs, what it knows of GPUs in tests/gpu.
 """
 
-import ast
-import builtins
-import contextlib
 import csv
 import functools
-import importlib.util
-import itertools
 import json
 import math
-import os
 import random
-import re
-import runpy
-import signal
-import sys
-import time
 from pathlib import Path
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
-import tiktoken
 import torch
 import torch.nn.functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.torch_version import TorchVersion
-from torch.utils.flop_counter import FlopCounterMode
-
-SCRIPT = Path(__file__).parents[2] / "gpt2_train.py"
-CPU = "--device=cpu --no-compile --no-float16 --no-bfloat16 --no-hellaswag".split()
-TINY = (
-    "--n_layer=2 --n_head=2 --n_embd=32 --block_size=16 --total_batch_size=128".split()
+from makers import (
+    PRECISIONS,
+    SHORT,
+    huggingface_model,
+    import_transformers,
+    random_tokens,
+    read_log,
+    stir,
+    write_shard,
+    write_shards,
 )
-STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM]
-if hasattr(signal, "SIGHUP"):
-    STOP_SIGNALS.append(signal.SIGHUP)
-SHORT = "--max_iters=12 --log_interval=1 --eval_interval=4 --eval_tokens=512".split()
-SHORT += ["--max_new_tokens=5"]
-
-
-def write_shard(path, tokens, vocab_size=256):
-    """A shard in the format of DESIGN.md, written without the prepare scripts."""
-    header = np.zeros(256, dtype="<i4")
-    header[:4] = 20240520, 1, len(tokens), vocab_size
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(header.tobytes() + np.asarray(tokens, dtype="<u2").tobytes())
-
-
-def write_shards(vocab_size=256):
-    """A shard of each split under tokens/, of random tokens."""
-    for name, length in (("train_000001", 900), ("val_000000", 300)):
-        tokens = random_tokens(length, vocab_size)
-        write_shard(Path(f"tokens/t_{name}.bin"), tokens, vocab_size % 50257)
-
-
-def random_tokens(length, vocab_size=256, seed=0):
-    return np.random.default_rng(seed).integers(vocab_size, size=length)
-
-
-def sentences(words, length, seed=0):
-    """A text of which a tiny model can learn something: words in random order."""
-    rng = random.Random(seed)
-    text = " ".join(rng.choice(words.split()) for _ in range(length))
-    return list(text.encode()[:length])
-
-
-class FakeTokenizer:
-    """Stands in for GPT-2's where a test needs its vocabulary, but no network."""
-
-    eot_token = 50256
-
-    def encode_ordinary(self, s):
-        return list(s.encode())
-
-    def decode(self, ids):
-        return " ".join(map(str, ids))
-
-
-@pytest.fixture
-def gpt2(tmp_path, monkeypatch):
-    """A function that runs gpt2_train.py with arguments, in tmp_path.
-
-    It returns the script's globals: what a test assigns there, its functions see.
-    """
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(tiktoken, "get_encoding", lambda name: FakeTokenizer())
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    handlers = {s: signal.getsignal(s) for s in STOP_SIGNALS}
-
-    def run(*args):
-        args = [
-            *CPU,
-            *TINY,
-            "--max_iters=0",
-            "--max_new_tokens=0",
-            "--data_dir=tokens",
-            *args,
-        ]
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *args])
-        # A signal that the script does not handle must fail the test, not end pytest
-        signal.signal(signal.SIGTERM, lambda *_: pytest.fail("SIGTERM was not handled"))
-        return runpy.run_path(str(SCRIPT))["get_lr"].__globals__
-
-    yield run
-    for signum, handler in handlers.items():
-        signal.signal(signum, handler)
-
-
-@pytest.fixture
-def tokens(tmp_path):
-    """Byte shards under tokens/; returns {split: [tokens of a shard, ...]}."""
-    made = {"train": [], "val": []}
-    for split, number, length in (
-        ("train", 1, 901),
-        ("train", 2, 700),
-        ("val", 0, 333),
-    ):
-        made[split].append(random_tokens(length, seed=length))
-        write_shard(tmp_path / f"tokens/t_{split}_{number:06d}.bin", made[split][-1])
-    return made
-
-
-@pytest.fixture
-def gpt2_tokens(tmp_path, monkeypatch):
-    """Shards under tokens/ with GPT-2's 50257 tokens; the script pads to 50304."""
-    monkeypatch.chdir(tmp_path)
-    write_shards(50257)
-
-
-@functools.cache
-def statements():
-    """The script's top-level statements, as (text without comments, code)."""
-    body = ast.parse(SCRIPT.read_text(encoding="utf-8")).body
-    return [
-        (ast.unparse(n), compile(ast.Module([n], []), SCRIPT, "exec")) for n in body
-    ]
-
-
-def again(g, *beginnings, **changed):
-    """Run again the statements of the script that begin so, with some names changed.
-
-    For what depends on hardware that is not here; returns the names afterwards.
-    """
-    names = {**g, **changed}
-    chosen = [code for text, code in statements() if text.startswith(beginnings)]
-    assert len(chosen) >= len(beginnings)
-    for code in chosen:
-        exec(code, names)
-    return names
-
-
-def shake(model, scale=0.3):
-    """Give every parameter, biases and norms too, a value that matters."""
-    torch.manual_seed(7)
-    with torch.no_grad():
-        for p in model.parameters():
-            p += (
-                scale
-                * torch.randn_like(p)
-                * (1 if p.ndim == 1 else p.shape[-1] ** -0.5)
-            )
-
-
-def read_log(folder):
-    """{step: loss} and {step: val_loss} of a log.csv, which has each of them once."""
-    with open(Path(folder, "log.csv"), newline="") as f:
-        rows = list(csv.DictReader(f))
-    curves = []
-    for name in ("loss", "val_loss"):
-        found = [(int(row["step"]), float(row[name])) for row in rows if row[name]]
-        assert len(dict(found)) == len(found), "a step is there twice"
-        curves.append(dict(found))
-    return tuple(curves)
-
-
-def flat(value, name=""):
-    """A nested checkpoint as a list of (path, leaf)."""
-    if isinstance(value, dict):
-        return [leaf for k, v in value.items() for leaf in flat(v, f"{name}.{k}")]
-    if isinstance(value, list | tuple):
-        return [leaf for k, v in enumerate(value) for leaf in flat(v, f"{name}.{k}")]
-    return [(name, value)]
-
-
-def assert_same_checkpoint(a, b):
-    """Equal to the bit, apart from the command line it was made with."""
-    a, b = (torch.load(path, weights_only=True) for path in (a, b))
-    del a["config"], b["config"]
-    a, b = flat(a), flat(b)
-    assert [name for name, _ in a] == [name for name, _ in b]
-    for (name, x), (_, y) in zip(a, b):
-        assert torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y, name
-
-
-def weights(g):
-    """A copy of the model's weights."""
-    return {name: p.clone() for name, p in g["model"].state_dict().items()}
 
 
 # -------------------------------------------------------------------------------- Model
-def import_transformers():
-    return pytest.importorskip(
-        "transformers", reason="transformers is not installed: nothing to compare with"
-    )
-
-
-def huggingface_model(vocab_size, n_positions, activation_function):
-    """A GPT2LMHeadModel of random weights; its logits are far below 0, as OpenAI's."""
-    transformers = import_transformers()
-    names = {name: value for name, value in locals().items() if name != "transformers"}
-    config = transformers.GPT2Config(**names, n_embd=32, n_layer=2, n_head=2)
-    theirs = transformers.GPT2LMHeadModel(config).eval()
-    shake(theirs, 1.0)
-    with torch.no_grad():
-        theirs.transformer.wte.weight[:, 0] += 4
-        theirs.transformer.ln_f.bias[0] -= 10
-    return theirs
+def write_random(vocab_size):
+    """A shard of each split under tokens/, of random tokens."""
+    make = functools.partial(random_tokens, vocab_size=vocab_size)
+    write_shards(train=900, val=300, make=make, vocab_size=vocab_size)
 
 
 def assert_same_function(ours, theirs, vocab_size, positions=16):
@@ -265,7 +76,7 @@ def test_import_equals_huggingface(
     """Of a model for more positions than block_size. One for fewer is refused."""
     theirs = huggingface_model(vocab_size, n_positions, activation)
     theirs.save_pretrained(tmp_path / "hf")
-    write_shards(vocab_size)
+    write_random(vocab_size)
     if n_positions < 16:
         with pytest.raises(SystemExit, match="2"):
             gpt2("--init_from=hf")
@@ -284,9 +95,9 @@ def test_import_equals_huggingface(
 def test_export_equals_huggingface(gpt2, tmp_path, vocab_size, model):
     """The model named char has exact GELU, all others GPT-2's approximation of it."""
     transformers = import_transformers()
-    write_shards(vocab_size)
+    write_random(vocab_size)
     g = gpt2(f"--model_size={model}")
-    shake(g["model"], 1.0)
+    stir(g["model"], 1.0)
     Path("out/gpt2_train").mkdir(parents=True)
     g["save_checkpoint"]("made.pt", 0)
     made = "--init_from=out/gpt2_train/made.pt"
@@ -305,7 +116,7 @@ def test_export_equals_huggingface(gpt2, tmp_path, vocab_size, model):
 def test_padded_ids_are_out_of_softmax_and_sampling(gpt2, gpt2_tokens):
     g = gpt2()
     model = g["model"]
-    shake(model)
+    stir(model)
     assert len(model.wte.weight) == 50304
     x = torch.from_numpy(random_tokens(32, 50257)).view(2, 16)
     before = [model.logits(x), model(x, x)]
@@ -379,6 +190,32 @@ def test_learning_rate_goes_by_size(gpt2, tokens):
     g = gpt2("--model_size=gpt2-xl", "--learning_rate=0.25")
     assert g["learning_rate"] == 0.25 and g["gelu"] == "tanh"
     assert gpt2("--model_size=gpt2-xl", "--gelu=none")["gelu"] == "none"
+
+
+@pytest.mark.parametrize("bfloat16", (False, True))  # True: attention is written out
+@pytest.mark.parametrize("T, S", [(1, 1), (1, 9), (9, 9)])
+def test_attention_against_the_formula(gpt2, tokens, bfloat16, T, S):
+    """Softmax over the past, in float64; the queries are the last T of S positions."""
+    g = gpt2(*PRECISIONS["bfloat16" if bfloat16 else "float32"])
+    torch.manual_seed(0)
+    q, k, v = qkv = [
+        torch.randn(2, 3, n, 8).double().requires_grad_() for n in (T, S, S)
+    ]
+    weights = (q @ k.mT / math.sqrt(8)).exp() * torch.ones(T, S).tril(S - T)
+    theirs = weights / weights.sum(-1, keepdim=True) @ v
+    ours = g["attention"](q, k, v, 0.0)
+    out = torch.randn_like(ours)
+    gradients = [torch.autograd.grad(y, qkv, out) for y in (ours, theirs)]
+    for a, b in zip((ours, *gradients[0]), (theirs, *gradients[1])):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+    # Dropout takes weights out, and makes up for it
+    even = (
+        torch.zeros(500, 1, T, 8),
+        torch.zeros(500, 1, S, 8),
+        torch.ones(500, 1, S, 8),
+    )
+    kept = g["attention"](*even, 0.25)
+    assert kept.std() > 0.02 and kept.mean().item() == pytest.approx(1, rel=0.1)
 
 
 # --------------------------------------------------------------------------------- Data
@@ -465,7 +302,7 @@ def test_estimate_loss_equals_direct_computation(gpt2, tmp_path, eval_tokens):
     write_shard(tmp_path / "tokens/t_train_000001.bin", random_tokens(900))
     g = gpt2(f"--eval_tokens={eval_tokens}", "--dropout=0.5", "--batch_size=2")
     model = g["model"]
-    shake(model)
+    stir(model)
     losses, windows = [], 0
     model.eval()
     for shard in shards:
@@ -524,7 +361,7 @@ def test_hellaswag_equals_unbatched_reference(gpt2, tokens, tmp_path, capsys):
     args = ["--block_size=48", "--total_batch_size=96", "--dropout=0.5"]
     g = gpt2(*args, "--hellaswag")
     assert g["questions"] == []  # there is no file
-    shake(g["model"], 1.0)
+    stir(g["model"], 1.0)
     questions = made_up_questions()
     assert any(len(q["ctx"].encode()) > 60 for q in questions)  # longer than block_size
     g["model"].eval()
@@ -540,7 +377,7 @@ def test_hellaswag_equals_unbatched_reference(gpt2, tokens, tmp_path, capsys):
     file.write_text("".join(lines), encoding="utf-8")
     g = gpt2(*args, "--hellaswag")  # reads them
     assert len(g["questions"]) == 21
-    shake(g["model"], 1.0)
+    stir(g["model"], 1.0)
     assert g["hellaswag_accuracy"]() == pytest.approx(17 / 21)
     assert g["model"].training
     for world_size in (2, 5):
@@ -588,7 +425,7 @@ def test_hellaswag_has_few_shapes(gpt2, tokens, tmp_path):
     lines = [json.dumps(q) + "\n" for q in questions for _ in range(8)]  # whole batches
     file.write_text("".join(lines), encoding="utf-8")
     g = gpt2("--block_size=300", "--total_batch_size=300", "--hellaswag")
-    shake(g["model"], 1.0)
+    stir(g["model"], 1.0)
     g["model"].eval()
     answers = [reference_answer(g, q, block_size=300) for q in questions]
     g["questions"][:] = [
@@ -606,859 +443,6 @@ def test_hellaswag_has_few_shapes(gpt2, tokens, tmp_path):
     x, y = g["hellaswag_batch"]([g["questions"][0], g["questions"][50]])
     assert x.shape == y.shape == (8, 256)
     assert gpt2("--block_size=48", "--total_batch_size=48", "--hellaswag")["questions"]
-
-
-# ----------------------------------------------------------------------------- Training
-@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-def test_accumulation_equals_one_batch(gpt2, tmp_path, optimizer):
-    words = "it is one batch of eight or four of two"
-    write_shard(tmp_path / "tokens/t_train_000001.bin", sentences(words, 9000))
-    write_shard(tmp_path / "tokens/t_val_000000.bin", sentences(words, 900, seed=1))
-    args = [
-        *SHORT,
-        "--max_iters=20",
-        f"--optimizer={optimizer}",
-        "--learning_rate=3e-3",
-    ]
-    gpt2(*args, "--batch_size=8", "--out_dir=one")
-    gpt2(*args, "--batch_size=2", "--out_dir=four")
-    (one, one_val), (four, four_val) = read_log("one"), read_log("four")
-    assert list(one) == [*range(1, 21)] and one == pytest.approx(four, rel=1e-5)
-    assert list(one_val) == [1, 4, 8, 12, 16, 20]
-    assert one_val == pytest.approx(four_val, rel=1e-5)
-    assert one[20] < one[1] - 0.3  # or the equality would say little
-    norms = []  # the losses cannot tell: clipping and optimizers undo a factor of 4
-    for out_dir in ("one", "four"):
-        with open(Path(out_dir, "log.csv"), newline="") as f:
-            norms.append(
-                [float(row["grad_norm"]) for row in csv.DictReader(f) if row["loss"]]
-            )
-    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
-
-
-def test_logged_loss_is_of_the_whole_step(gpt2, tokens):
-    """Against the untrained model on the windows of the first step."""
-    g = gpt2()
-    windows = batches(g, [0], 8, 1)
-    x, y = (torch.tensor(side) for side in zip(*windows))
-    expected = g["model"](x, y).item()
-    gpt2(*SHORT, "--max_iters=1", "--batch_size=2", "--out_dir=run")
-    assert read_log("run")[0][1] == pytest.approx(expected, rel=1e-6)
-
-
-class Killed(BaseException):
-    """What no except clause of the script catches."""
-
-
-def interrupt(monkeypatch, line_start, how):
-    """At the first line that begins so: a signal, or an end without notice."""
-    real = builtins.print
-
-    def watching(*args, **kwargs):
-        real(*args, **kwargs)
-        if args and str(args[0]).startswith(line_start):
-            if how == "killed":
-                raise Killed
-            os.kill(os.getpid(), getattr(signal, how))
-
-    monkeypatch.setattr(builtins, "print", watching)
-
-
-VARIANTS = {
-    "muon": ("--optimizer=muon", "--dropout=0.2"),
-    "adamw": ("--optimizer=adamw", "--batch_size=2"),
-    "float16": ("--float16", "--dropout=0.2"),
-}
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_resume_is_exact(gpt2, tokens, monkeypatch, variant):
-    args = [*SHORT, *VARIANTS[variant]]
-    gpt2(*args, "--out_dir=whole")
-    interruptions = [
-        ("SIGTERM", 1),
-        ("killed", 3),
-        ("SIGTERM", 6),
-        ("killed", 10),
-        ("SIGINT", 9),
-    ]
-    for (
-        how,
-        step,
-    ) in interruptions:  # five times on the way through one and the same run
-        with monkeypatch.context() as context:
-            interrupt(context, f"step {step:5d}/12 | loss", how)
-            with pytest.raises((SystemExit, Killed)) as end:
-                gpt2(*args, "--out_dir=parts")
-        if how == "killed":
-            assert end.type is Killed
-        else:
-            assert end.value.code == 130
-            # The signal came when the step was over, so one more is made
-            assert torch.load("parts/last.pt", weights_only=True)["step"] == step + 1
-    gpt2(*args, "--out_dir=parts")
-    assert read_log("parts") == read_log("whole")
-    assert list(read_log("whole")[0]) == list(range(1, 13))
-    for name in ("last.pt", "best.pt"):
-        assert_same_checkpoint(f"parts/{name}", f"whole/{name}")
-
-
-def loss_rows(folder):
-    """The rows of log.csv that are of training, without their times."""
-    timed = ("ms", "tokens_per_second")
-    with open(Path(folder, "log.csv"), newline="") as f:
-        rows = [row for row in csv.DictReader(f) if row["loss"]]
-    return [{k: v for k, v in row.items() if k not in timed} for row in rows]
-
-
-def test_log_continues_on_resume(gpt2, tokens, monkeypatch):
-    with monkeypatch.context() as context:
-        interrupt(context, "step     5/12 | loss", "SIGTERM")
-        with pytest.raises(SystemExit):
-            gpt2(*SHORT, "--out_dir=run")
-    first = Path("run/log.csv").read_text()
-    g = gpt2(*SHORT, "--out_dir=run")
-    whole = Path("run/log.csv").read_text()
-    assert whole.startswith(first) and whole.count("step,loss") == 1
-    rows = list(csv.DictReader(whole.splitlines()))
-    assert [int(row["step"]) for row in rows if row["loss"]] == list(range(1, 13))
-    assert [int(row["step"]) for row in rows if row["val_loss"]] == [1, 4, 8, 12]
-    for row in rows:
-        if row["loss"]:
-            ms, speed = float(row["ms"]), float(row["tokens_per_second"])
-            assert speed == pytest.approx(128 / ms * 1000)
-            assert float(row["grad_norm"]) > 0 and row["mfu"] == "nan"
-            assert float(row["lr"]) == g["get_lr"](int(row["step"]) - 1)
-        else:
-            assert row["ms"] == row["lr"] == row["hellaswag"] == ""
-
-
-def test_log_has_no_double_rows(gpt2, tokens, monkeypatch):
-    """Killed after step 7, of which the last checkpoint, of step 4, knows nothing."""
-    gpt2(*SHORT, "--out_dir=whole")
-    with monkeypatch.context() as context:
-        interrupt(context, "step     7/12 | loss", "killed")
-        with pytest.raises(Killed):
-            gpt2(*SHORT, "--out_dir=run")
-    log = Path("run/log.csv")
-    assert list(read_log("run")[0]) == [1, 2, 3, 4, 5, 6, 7]
-    log.write_text(log.read_text() + "8,5.5,0.0")  # and in the middle of a row
-    with monkeypatch.context() as context:
-        interrupt(context, "run/last.pt: continuing from step 4", "killed")
-        with pytest.raises(Killed):
-            gpt2(*SHORT, "--out_dir=run")
-    gpt2(*SHORT, "--out_dir=run")
-    assert read_log("run") == read_log("whole")
-    assert loss_rows("run") == loss_rows("whole")
-    # Another seed begins anew, and so does its log
-    gpt2(*SHORT, "--out_dir=run", "--init_from=scratch", "--max_iters=3", "--seed=7")
-    losses, val_losses = read_log("run")
-    assert list(losses) == [1, 2, 3] and list(val_losses) == [1, 3]
-    assert losses[1] != read_log("whole")[0][1]
-    assert sorted(path.name for path in Path("run").iterdir()) == [
-        "best.pt",
-        "last.pt",
-        "log.csv",
-    ]
-
-
-def test_checkpoints(gpt2, tokens, monkeypatch):
-    """Tensors and plain values, names without prefixes; the ones to keep are kept."""
-    real = torch.compile
-    eager = {"backend": "eager"}  # needs no C++ compiler
-    monkeypatch.setattr(torch, "compile", lambda m, **some: real(m, **some, **eager))
-    args = [*SHORT, "--keep_every=4", "--max_iters=8"]
-    g = gpt2(*args, "--out_dir=run", "--compile")
-    assert type(g["compiled"]).__name__ == "OptimizedModule"
-    files = sorted(path.name for path in Path("run").iterdir())
-    kept = ["step_000004.pt", "step_000008.pt"]
-    assert files == ["best.pt", "last.pt", "log.csv", *kept]
-    names = set(g["GPT"]().state_dict())
-    assert "h.1.attn.c_attn.weight" in names
-    for name in files[:2] + kept:
-        checkpoint = torch.load(Path("run", name), weights_only=True)
-        assert set(checkpoint["model"]) == names
-        for path, leaf in flat(checkpoint):
-            assert type(leaf) in (torch.Tensor, int, float, str, bool, type(None)), path
-    steps = [torch.load(Path("run", f), weights_only=True)["step"] for f in kept]
-    assert steps == [4, 8]
-    val_losses = read_log("run")[1]
-    best = torch.load("run/best.pt", weights_only=True)
-    assert best["step"] == min(val_losses, key=val_losses.get)
-    assert best["best_val_loss"] == min(val_losses.values())
-
-    gpt2(*SHORT, "--max_iters=8", "--out_dir=plain")
-    for compiled, plain in zip(read_log("run"), read_log("plain")):
-        assert compiled == pytest.approx(plain, rel=1e-5)
-
-
-def test_fine_tuning_lowers_the_loss(gpt2, tmp_path):
-    play = "thou art my lord and I thy fool"
-    recipe = "mix two eggs with warm milk; bake for hours"
-    for name, words in (("play", play), ("recipe", recipe)):
-        train, val = sentences(words, 20_000), sentences(words, 2_000, seed=1)
-        write_shard(tmp_path / f"{name}/t_train_000001.bin", train)
-        write_shard(tmp_path / f"{name}/t_val_000000.bin", val)
-    args = ["--eval_interval=30", "--max_iters=60", "--batch_size=8"]
-    gpt2(*args, "--data_dir=play", "--out_dir=a")
-    old, old_val = read_log("a")
-    assert old_val[60] < 0.6 * old_val[1]
-    tune = [*args, "--data_dir=recipe", "--init_from=a/best.pt", "--learning_rate=3e-3"]
-    g = gpt2(*tune, "--max_iters=0", "--out_dir=b")
-    before = g["estimate_loss"]()
-    assert abs(before - old_val[60]) > 0.1
-    first = g["model"](*g["get_batch"](0, 0)).item()
-    gpt2(*tune, "--out_dir=b")
-    new, new_val = read_log("b")
-    assert list(new) == list(range(1, 61))
-    assert new[1] == pytest.approx(first, rel=1e-5)
-    assert new_val[30] < before - 0.5 and new_val[60] < new_val[30]
-    best = torch.load("a/best.pt", weights_only=True)
-    assert best["step"] == 60  # the checkpoint that it began from is untouched
-
-
-def last_line_says(out, out_dir):
-    """What the last line wants added to the command, so that it continues."""
-    line = out.splitlines()[-1]
-    assert "saved" in line and out_dir in line
-    return re.findall(r"--\S+", line)
-
-
-def test_fine_tuning_is_continued(gpt2, tokens, monkeypatch, capsys):
-    """From its own checkpoints, not again from the weights that it began with.
-
-    Those may be of another optimizer and of other data.
-    """
-    gpt2(*SHORT, "--max_iters=2", "--out_dir=a", "--optimizer=muon")
-    for split, number in (("train", 1), ("val", 0)):
-        path = Path(f"other/t_{split}_{number:06d}.bin")
-        write_shard(path, random_tokens(500, seed=number))
-    tune = [*SHORT, "--data_dir=other", "--optimizer=adamw", "--init_from=a/best.pt"]
-    gpt2(*tune, "--out_dir=whole")
-    with monkeypatch.context() as context:
-        interrupt(context, "step     5/12 | loss", "SIGINT")
-        with pytest.raises(SystemExit):
-            gpt2(*tune, "--out_dir=parts")
-    gpt2(*tune, "--out_dir=parts", *last_line_says(capsys.readouterr().out, "parts"))
-    assert "parts/last.pt: continuing from step 6" in capsys.readouterr().out
-    assert read_log("parts") == read_log("whole")
-    assert_same_checkpoint("parts/last.pt", "whole/last.pt")
-
-
-def test_fine_tuning_of_openais_weights_is_continued(gpt2, tokens, monkeypatch, capsys):
-    """They decide on the size of the model, and its GELU, so they are needed again."""
-    huggingface_model(256, 16, "gelu_new").save_pretrained("hf")
-    tune = [*SHORT, "--init_from=hf", "--n_layer=3", "--learning_rate=1e-3"]
-    with monkeypatch.context() as context:
-        interrupt(context, "step     5/12 | loss", "SIGINT")
-        with pytest.raises(SystemExit):
-            gpt2(*tune)
-    flags = last_line_says(capsys.readouterr().out, "out/gpt2_train")
-    gpt2(*tune, *flags)
-    out = capsys.readouterr().out
-    assert "out/gpt2_train/last.pt: continuing from step 6" in out
-    assert list(read_log("out/gpt2_train")[0]) == list(range(1, 13))
-
-
-def test_only_weights_are_loaded(gpt2, tokens, monkeypatch, capsys):
-    """Sampling, fine-tuning and the end of a run need no optimizer's state.
-
-    Sampling reads one file, the best, and of that only what it needs.
-    """
-    gpt2(*SHORT, "--max_iters=5")  # evaluated after steps 1, 4 and 5
-    folder = Path("out/gpt2_train")
-    best = torch.load(folder / "best.pt", weights_only=True)
-    read, load = [], torch.load
-
-    def loading(path, **options):
-        read.append((str(path), options["mmap"]))
-        return load(path, **options)
-
-    monkeypatch.setattr(torch, "load", loading)
-    capsys.readouterr()
-    for args, path in (
-        (["--max_iters=0"], "out/gpt2_train/best.pt"),
-        (["--max_iters=0", "--init_from=a.pt"], "a.pt"),
-    ):
-        (folder / "last.pt").rename("a.pt") if path == "a.pt" else None
-        g = gpt2(*args)
-        assert read == [(path, True)]
-        assert not any(opt.state for opt in g["optimizers"])
-        read.clear()
-    out = capsys.readouterr().out
-    step, val_loss = best["step"], best["best_val_loss"]
-    said = re.search(r"out/gpt2_train/best.pt: the weights of step (\d+)(.*)\n", out)
-    assert int(said[1]) == step and f"val loss {val_loss:.4f}" in said[2]
-    assert "\na.pt: " in out and "final" not in out
-    # A whole run: its start has all, its end the weights alone
-    Path("a.pt").rename(folder / "last.pt")
-    gpt2(*SHORT, "--max_iters=6")
-    assert [Path(path).name for path, _ in read] == ["last.pt", "best.pt"]
-    assert [mmap for _, mmap in read] == [False, True]
-
-
-@pytest.mark.parametrize("signum", STOP_SIGNALS)
-def test_second_ctrl_c_ends_at_once(gpt2, tokens, signum):
-    """But not a second SIGTERM: a scheduler may send one, and torchrun another."""
-    g = gpt2()
-    for number in STOP_SIGNALS:
-        signal.signal(number, g["request_stop"])
-    assert not g["stop_requested"]
-    signal.raise_signal(signum)
-    assert g["stop_requested"]
-    assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
-    signal.raise_signal(signal.SIGTERM)
-    assert signal.getsignal(signal.SIGTERM) is g["request_stop"]
-
-
-def test_handlers_are_restored(gpt2, tokens):
-    """As in a notebook, where the process goes on when the run is over."""
-    before = [signal.getsignal(number) for number in STOP_SIGNALS]
-    for _ in range(2):
-        gpt2(*SHORT, "--max_iters=2")
-        gpt2(*SHORT, "--max_iters=4")
-        after = [signal.getsignal(number) for number in STOP_SIGNALS]
-        for number, a, b in zip(STOP_SIGNALS, before, after):
-            assert number == signal.SIGTERM or a is b
-
-
-@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no SIGHUP")
-def test_nohup_is_respected(gpt2, tokens, monkeypatch):
-    """A closed terminal stops the run, unless it was told to be ignored."""
-
-    def unhandled(*_):
-        pytest.fail("SIGHUP was not handled")
-
-    for handler, last in ((unhandled, 6), (signal.SIG_IGN, 12)):
-        signal.signal(signal.SIGHUP, handler)
-        with monkeypatch.context() as context:
-            interrupt(context, "step     5/12 | loss", "SIGHUP")
-            with contextlib.suppress(SystemExit):
-                gpt2(*SHORT, f"--out_dir=until_{last}")
-        saved = torch.load(f"until_{last}/last.pt", weights_only=True)
-        assert saved["step"] == last
-
-
-@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no SIGHUP")
-def test_closed_terminal(tokens, start, tmp_path):
-    """SIGHUP, and what is printed reaches nobody any more: the run saves and ends."""
-    args = [*CPU, *TINY, "--data_dir=tokens", "--max_iters=1000000", "--out_dir=run"]
-    process = start("gpt2_train.py", *args, "--log_interval=1")
-    for line in process.stdout:
-        if "| loss" in line:
-            break
-    process.stdout.close()
-    time.sleep(0.1)  # some lines go nowhere
-    process.send_signal(signal.SIGHUP)
-    _, stderr = process.communicate(timeout=100)
-    assert process.returncode == 130 and stderr == ""
-    step = torch.load(tmp_path / "run/last.pt", weights_only=True)["step"]
-    assert step > 1 and max(read_log("run")[0]) == step
-
-
-def test_interrupted_process_saves_and_exits(tokens, start, tmp_path):
-    """As a scheduler does it: SIGTERM to a running script."""
-    args = [*CPU, *TINY, "--data_dir=tokens", "--max_iters=1000000", "--out_dir=run"]
-    process = start("gpt2_train.py", *args)
-    for line in process.stdout:
-        if "| loss" in line:
-            process.send_signal(signal.SIGTERM)
-            break
-    stdout, stderr = process.communicate(timeout=300)
-    assert process.returncode == 130 and stderr == ""
-    step = torch.load(tmp_path / "run/last.pt", weights_only=True)["step"]
-    assert step > 0 and step in read_log("run")[0]
-    assert last_line_says(stdout, "run") is not None
-
-
-def test_unfinished_checkpoint_harms_nothing(gpt2, tokens, monkeypatch):
-    """Stopped in the middle of a checkpoint: those that there are stay as they are."""
-    g = gpt2(*SHORT, "--max_iters=4", "--keep_every=4")
-    folder = Path("out/gpt2_train")
-    files = {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert list(sorted(files)) == ["best.pt", "last.pt", "log.csv", "step_000004.pt"]
-
-    def dying(checkpoint, file):
-        file.write(b"half of a checkpoint")
-        file.flush()
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(torch, "save", dying)
-    for name in files:
-        with pytest.raises(KeyboardInterrupt):
-            g["save_checkpoint"](name, 5)
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
-
-
-@pytest.mark.long
-def test_killed_ten_times(tokens, start, tmp_path):
-    """SIGKILL at random moments, ten times in one run: it ends as an unbroken one."""
-    args = [*CPU, *TINY, "--data_dir=tokens", "--max_iters=200", "--eval_interval=5"]
-    args += ["--log_interval=1", "--eval_tokens=64", "--max_new_tokens=5"]
-    rng = random.Random(1)
-    for _ in range(10):
-        process = start("gpt2_train.py", *args, "--out_dir=parts")
-        evaluations = rng.randint(1, 3)
-        for line in process.stdout:
-            evaluations -= "| val loss" in line
-            if evaluations == 0:
-                break
-        time.sleep(rng.uniform(0, 0.25))
-        process.kill()
-        process.communicate()
-        if Path("parts/last.pt").exists():
-            torch.load("parts/last.pt", weights_only=True)  # never half a file
-    assert torch.load("parts/last.pt", weights_only=True)["step"] > 10
-    for out_dir in ("parts", "whole"):
-        process = start("gpt2_train.py", *args, f"--out_dir={out_dir}")
-        process.communicate()
-        assert process.returncode == 0
-    assert_same_checkpoint("parts/last.pt", "whole/last.pt")
-    assert_same_checkpoint("parts/best.pt", "whole/best.pt")
-
-
-PRECISIONS = {
-    "float32": ["--no-float16", "--no-bfloat16"],
-    "bfloat16": ["--no-float16", "--bfloat16"],
-    "float16": ["--float16", "--no-bfloat16"],
-}
-
-
-QUICK = [("float32", "float16"), ("float16", "bfloat16")]
-OTHERS = [pair for pair in itertools.permutations(PRECISIONS, 2) if pair not in QUICK]
-
-
-@pytest.mark.parametrize(
-    "first, second",
-    QUICK + [pytest.param(*pair, marks=pytest.mark.long) for pair in OTHERS],
-)
-def test_resume_in_another_precision(gpt2, tokens, capsys, first, second):
-    """Only float16 scales its loss: it begins to where that was not so before."""
-    gpt2(*SHORT, *PRECISIONS[first], "--max_iters=4")
-    saved = torch.load("out/gpt2_train/last.pt", weights_only=True)
-    assert saved["step"] == 4 and bool(saved["scaler"]) == (first == "float16")
-    kept = {"step": 4, "best_val_loss": saved["best_val_loss"]}
-    g = gpt2(*PRECISIONS[second])  # only loads
-    assert g["scaler"].is_enabled() == (second == "float16")
-    assert dict(zip(kept, g["load_checkpoint"](Path("out/gpt2_train/last.pt")))) == kept
-    assert weights(g).keys() == saved["model"].keys()
-    for name, p in weights(g).items():
-        assert torch.equal(p, saved["model"][name])
-    for opt, state in zip(g["optimizers"], saved["optimizers"], strict=True):
-        ours, theirs = flat(opt.state_dict()["state"]), flat(state["state"])
-        assert ours and all(
-            torch.equal(a, b) for (_, a), (_, b) in zip(ours, theirs, strict=True)
-        )
-    if second == "float16":
-        assert g["scaler"].get_scale() == 65536
-    capsys.readouterr()
-    gpt2(*SHORT, *PRECISIONS[second])
-    assert "continuing from step 4" in capsys.readouterr().out
-    losses = read_log("out/gpt2_train")[0]
-    assert list(losses) == list(range(1, 13)) and all(
-        map(math.isfinite, losses.values())
-    )
-    saved = torch.load("out/gpt2_train/last.pt", weights_only=True)
-    assert saved["step"] == 12 and bool(saved["scaler"]) == (second == "float16")
-
-
-def test_scale_of_float16_is_kept(gpt2, tokens):
-    g = gpt2(*PRECISIONS["float16"])
-    Path("out/gpt2_train").mkdir(parents=True)
-    g["scaler"].load_state_dict(
-        {**g["scaler"].state_dict(), "scale": 512.0, "_growth_tracker": 7}
-    )
-    g["save_checkpoint"]("last.pt", 3)
-    g = gpt2(*PRECISIONS["float16"])
-    g["load_checkpoint"]("out/gpt2_train/last.pt")
-    assert (
-        g["scaler"].get_scale() == 512
-        and g["scaler"].state_dict()["_growth_tracker"] == 7
-    )
-
-
-@pytest.mark.parametrize(
-    "optimizer, name, value",
-    [
-        ("muon", "h.1.mlp.c_fc.weight", math.inf),
-        ("muon", "h.0.attn.c_attn.weight", math.nan),
-        ("muon", "wte.weight", -math.inf),
-        ("adamw", "ln_f.bias", math.nan),
-    ],
-)
-def test_float16_skips_a_step_as_a_whole(
-    gpt2, tokens, monkeypatch, optimizer, name, value
-):
-    """One entry of a gradient overflows in step 5: no weight moves in any optimizer."""
-    models, before, scales = [], [], []
-    zero_grad, unscale = torch.nn.Module.zero_grad, torch.amp.GradScaler.unscale_
-
-    def starting(self, *args):  # the script does so at the start of each step
-        models.append(self)
-        before.append({k: p.clone() for k, p in self.state_dict().items()})
-        return zero_grad(self, *args)
-
-    def poisoned(self, opt):
-        if len(scales) < len(models):  # the first optimizer of this step
-            scales.append(self.get_scale())
-            if len(models) == 6:
-                models[0].get_parameter(name).grad.view(-1)[3] = value
-        return unscale(self, opt)
-
-    monkeypatch.setattr(torch.nn.Module, "zero_grad", starting)
-    monkeypatch.setattr(torch.amp.GradScaler, "unscale_", poisoned)
-    g = gpt2(
-        *SHORT, *PRECISIONS["float16"], f"--optimizer={optimizer}", "--max_new_tokens=0"
-    )
-    g["load_checkpoint"]("out/gpt2_train/last.pt")
-    before.append(weights(g))
-    assert len(before) == 13 and len(scales) == 12
-    for step in range(12):
-        changed = {
-            k
-            for k, p in before[step + 1].items()
-            if not torch.equal(p, before[step][k])
-        }
-        if step == 5:
-            assert not changed
-        else:  # of either optimizer
-            assert {"h.0.mlp.c_proj.weight", "wte.weight", "ln_f.bias"} <= changed, step
-    assert scales == [65536.0] * 6 + [32768.0] * 6 and g["scaler"].get_scale() == 32768
-    assert all(p.isfinite().all() for p in before[12].values())
-    steps = {s["step"].item() for s in g["optimizers"][-1].state.values()}
-    assert steps == {11}  # AdamW does not count it
-    for opt in g["optimizers"]:
-        for _, leaf in flat(opt.state_dict()["state"]):
-            assert leaf.isfinite().all()
-    losses = read_log("out/gpt2_train")[0]
-    assert list(losses) == list(range(1, 13)) and all(
-        map(math.isfinite, losses.values())
-    )
-
-
-def test_time_left_is_without_the_first_step(gpt2, tokens, monkeypatch, capsys):
-    """The first step compiles, in a resumed run, too; checkpoints take time as well."""
-    now, steps = [0.0], []
-    backward, save = torch.Tensor.backward, torch.save
-
-    def slow_backward(self):
-        steps.append(len(steps))
-        now[0] += 6000 if len(steps) == 1 else 60
-        return backward(self)
-
-    def slow_save(*args):
-        now[0] += 1000
-        return save(*args)
-
-    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(torch.Tensor, "backward", slow_backward)
-    monkeypatch.setattr(torch, "save", slow_save)
-    for first_step, how in ((0, "SIGINT"), (6, None)):
-        steps.clear(), capsys.readouterr()
-        with monkeypatch.context() as context:
-            if how:
-                interrupt(context, "step     5/12 | loss", how)
-                with pytest.raises(SystemExit):
-                    gpt2(*SHORT, "--batch_size=8")
-            else:
-                gpt2(*SHORT, "--batch_size=8")
-        lines = re.findall(
-            r"step +(\d+)/12 \| loss.* (\d+) ms \|.*tokens/s(.*)",
-            capsys.readouterr().out,
-        )
-        last = 6 if how else 12
-        assert [int(step) for step, *_ in lines] == [*range(first_step + 1, last + 1)]
-        assert lines[0][1:] == ("6000000", "")  # nothing is known of the others yet
-        for step, ms, left in lines[1:]:  # a minute for each
-            assert ms == "60000" and left == f" | {12 - int(step)}.0 min left"
-
-
-# ----------------------------------------------------------------------- The hardware's
-# Names as the driver prints them; dense operations in half precision by the data sheets
-PEAKS = [
-    ("NVIDIA A100-SXM4-40GB", 312),
-    ("NVIDIA A100-SXM4-80GB", 312),
-    ("NVIDIA A100-PCIE-40GB", 312),
-    ("NVIDIA A100 80GB PCIe", 312),
-    ("NVIDIA H100 PCIe", 756),
-    ("NVIDIA H100 80GB HBM3", 989),
-    ("NVIDIA H100 NVL", 835),
-    ("NVIDIA H200", 989),
-    ("NVIDIA H200 NVL", 835),
-    ("NVIDIA H800", 989),
-    ("NVIDIA GB200", 2500),
-    ("NVIDIA B200", 2250),
-    ("NVIDIA L4", 121),
-    ("NVIDIA L40", 181),
-    ("NVIDIA L40S", 362),
-    ("NVIDIA A10", 125),
-    ("NVIDIA A40", 150),
-    ("NVIDIA A30", 165),
-    ("Tesla T4", 65),
-    ("Tesla V100-SXM2-16GB", 125),
-    ("Tesla V100-PCIE-32GB", 112),
-    ("NVIDIA GeForce RTX 3090", 71),
-    ("NVIDIA GeForce RTX 4090", 165),
-    ("NVIDIA GeForce RTX 5090", 209),
-    ("NVIDIA RTX 6000 Ada Generation", 364),
-    # Like one of the above in name, but not in speed
-    ("NVIDIA A100-SXM4-80GB MIG 1g.10gb", None),
-    ("NVIDIA H100 80GB HBM3 MIG 3g.40gb", None),
-    ("NVIDIA GeForce RTX 4090 D", None),
-    ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
-    ("NVIDIA GeForce RTX 3090 Ti", None),
-    ("NVIDIA GeForce RTX 5090 D", None),
-    ("NVIDIA RTX 6000", None),
-    ("Quadro RTX 6000", None),
-    ("NVIDIA RTX A4000", None),
-    ("NVIDIA A10G", None),
-    ("NVIDIA A2", None),
-    ("NVIDIA A16", None),
-    ("NVIDIA L20", None),
-    ("NVIDIA H20", None),
-    ("NVIDIA T400", None),
-    ("NVIDIA T400 4GB", None),
-    ("NVIDIA T1000", None),
-    ("Tesla V100S-PCIE-32GB", None),
-    ("NVIDIA B300 SXM6 AC", None),
-    ("AMD Instinct MI300X", None),
-    ("", None),
-]
-
-
-def test_peaks(gpt2, tokens):
-    """Those of the table are the data sheets'; of all others nothing is claimed."""
-    g = gpt2()
-    assert math.isnan(g["peak"])  # of a CPU
-    sheets = dict(PEAKS)
-    for name, tera in g["peaks"].items():
-        assert tera == pytest.approx(sheets[name], rel=0.005), name
-    assert {"NVIDIA H100 80GB HBM3", "Tesla T4"} < set(g["peaks"])
-    for name in sheets:
-        cuda = SimpleNamespace(get_device_name=lambda device, name=name: name)
-        fake = SimpleNamespace(cuda=cuda)
-        changed = {"on_gpu": True, "world_size": 3, "torch": fake}
-        found = again(g, "peak = ", "if on_gpu:\n    peak", **changed)["peak"]
-        if name in g["peaks"]:
-            assert found == 3e12 * g["peaks"][name], name
-        else:
-            assert math.isnan(found), name
-
-
-def test_torch_that_is_too_old_for_gpus(gpt2, tokens):
-    """2.10 with torch.compile gave NaNs on an A100."""
-    g = gpt2()
-    for version, on_gpu in (("2.10.1", True), ("2.9.0+cu128", True), ("2.5.0", False)):
-        old = SimpleNamespace(__version__=TorchVersion(version))
-        if not on_gpu:
-            again(g, "if on_gpu and torch.__version__", torch=old)
-            continue
-        with pytest.raises(SystemExit) as end:
-            again(g, "if on_gpu and torch.__version__", on_gpu=True, torch=old)
-        assert "PyTorch 2.11 or newer" in end.value.code and "\n" not in end.value.code
-    for version in ("2.11.0", "2.13.0+cu130", "3.0.0"):
-        new = SimpleNamespace(__version__=TorchVersion(version))
-        again(g, "if on_gpu and torch.__version__", on_gpu=True, torch=new)
-
-
-def test_no_compile_without_triton(gpt2, tokens, monkeypatch, capsys):
-    """As on Windows: said in one line, and the run goes on without it."""
-    g = gpt2()
-    found = {"triton": None}
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found[name])
-    begin = "if on_gpu and compile"
-    capsys.readouterr()
-    assert again(g, begin, on_gpu=True, compile=True)["compile"] is False
-    out = capsys.readouterr().out
-    assert out.count("\n") == 1 and "triton" in out
-    found["triton"] = "it is here"
-    assert again(g, begin, on_gpu=True, compile=True)["compile"] is True
-    found.clear()  # nobody asks for it
-    assert again(g, begin, on_gpu=False, compile=True)["compile"] is True
-    assert again(g, begin, on_gpu=True, compile=False)["compile"] is False
-    assert capsys.readouterr().out == ""
-
-
-@pytest.mark.parametrize("size", [(2, 2, 32, 16), (3, 4, 64, 128)])
-def test_flops_equal_a_count(gpt2, tokens, size):
-    """Forward and backward, counted by torch where attention is plain matrix products.
-
-    Those are of all pairs of positions, also of the half that causal attention may
-    leave out, and so is the formula. It also counts parameters that are only added:
-    positions, norms, biases.
-    """
-    n_layer, n_head, n_embd, block_size = size
-    args = [f"--n_layer={n_layer}", f"--n_head={n_head}", f"--n_embd={n_embd}"]
-    args += [f"--block_size={block_size}", f"--total_batch_size={4 * block_size}"]
-    g = gpt2(*args)
-    model = g["model"]
-    x, y = g["get_batch"](0, 0)
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(x, y).backward()
-    counted = counter.get_total_flops() * g["accumulation"]
-    added = (
-        sum(p.numel() for p in model.parameters() if p.ndim == 1)
-        + model.wpe.weight.numel()
-    )
-    assert g["flops"] == counted + 6 * added * 4 * block_size
-    attention = 12 * n_layer * n_embd * block_size * 4 * block_size
-    assert 0.05 * counted < attention < counted  # a wrong one could not hide
-
-
-HALF = {
-    "bfloat16": (True, False),
-    "float16": (False, True),
-    "float32": (False, False),
-}
-
-
-def sized(g, name, precision="bfloat16", block_size=1024, world_size=1):
-    """The script's names, as if it had been started with a model of that size."""
-    g["n_layer"], g["n_head"], g["n_embd"] = g["sizes"][name][:3]
-    g["block_size"] = block_size
-    g["bfloat16"], g["float16"] = HALF[precision]
-    with torch.device("meta"):  # shapes without memory
-        g["model"] = g["GPT"]()
-    g["n_params"] = sum(p.numel() for p in g["model"].parameters())
-    g["per_process"] = 524_288 // block_size // world_size
-    return g
-
-
-@pytest.mark.parametrize("precision", HALF)
-def test_automatic_batch_fits(gpt2, gpt2_tokens, precision):
-    """Every size on every GPU: at most 90% of its memory, and 2**31 logits.
-
-    A parameter takes 20 bytes: weight, gradient, two means, and DDP's buffer.
-    """
-    g = gpt2()
-    assert g["micro_batch_size"] == 8  # of the tiny model: all that a step needs
-    channel = (
-        68 if precision == "float32" else 34
-    )  # bytes that a layer keeps of a token
-    chosen = {}
-    for name in g["sizes"]:
-        block_size = 2048 if name.startswith("gpt3") else 1024
-        sized(g, name, precision, block_size)
-
-        def bytes_for(B):
-            per_token = channel * g["n_layer"] * g["n_embd"] + 13 * 50304
-            return 20 * g["n_params"] + B * block_size * per_token
-
-        def fits(B, memory, margin=1.0):
-            enough = bytes_for(B) <= margin * 0.9 * memory * 2**30
-            return enough and B * block_size * 50304 < 2**31
-
-        for memory in (15, 24, 40, 80, 94, 141):
-            for per_process in (1, 30, 509, 512):
-                g["per_process"] = per_process
-                case = name, memory, per_process
-                chosen[case] = B = g["largest_batch_size"](memory * 2**30)
-                assert per_process % B == 0 and (fits(B, memory) or B == 1), case
-                # Nor is it smaller than it must be; about one percent nobody argues
-                for larger in range(B + 1, per_process + 1):
-                    if per_process % larger == 0:
-                        assert not fits(larger, memory, 0.99), case
-    in_half = precision != "float32"
-    found = [chosen["gpt2", memory, 512] for memory in (15, 40, 80)]
-    assert found == ([8, 32, 32] if in_half else [8, 16, 32])
-    assert chosen["gpt2-xl", 40, 512] == (2 if in_half else 1)  # 4 would not fit
-    assert chosen["char", 15, 512] > 8
-
-
-def test_given_batch_size_is_taken(gpt2, tokens):
-    g = gpt2("--batch_size=2")
-    assert g["micro_batch_size"] == 2 and g["accumulation"] == 4
-    g = gpt2("--batch_size=1")
-    assert g["micro_batch_size"] == 1 and g["accumulation"] == 8
-
-
-def test_memory_table_is_computed_by_the_script(gpt2, gpt2_tokens):
-    text = (SCRIPT.parent / "docs/reproduce_gpt2.md").read_text(encoding="utf-8")
-    header = re.search(r"^\| model \| context \|(.*)\|$", text, flags=re.M)
-    sizes = [int(number) for number in re.findall(r"(\d+) GiB", header[1])]
-    rows = re.findall(r"^\| `(gpt[\w-]+)` \| ([\d,]+) \| (.*) \|$", text, flags=re.M)
-    assert len(rows) == 6 and len(sizes) == 5
-    g = gpt2()
-    table = []
-    for name, context, _ in rows:
-        block_size = int(context.replace(",", ""))
-        sized(g, name, block_size=block_size)
-        per_token = 34 * g["n_layer"] * g["n_embd"] + 13 * 50304
-        cells = []
-        for gib in sizes:
-            cell = str(g["largest_batch_size"](gib * 2**30))
-            if 20 * g["n_params"] + block_size * per_token > 0.9 * gib * 2**30:
-                cell = "no"
-            cells.append(cell)
-        table.append((name, context, " | ".join(cells)))
-    assert rows == table
-
-
-@pytest.mark.parametrize("precision", HALF)
-def test_memory_of_a_layer(gpt2, tokens, precision):
-    """The 34 or 68 bytes per channel that the formula counts, against what is kept.
-
-    Without torch.compile the two are only near each other.
-    """
-    kept, shape = (
-        [],
-        "--n_embd=128 --n_head=2 --block_size=128 --total_batch_size=512".split(),
-    )
-    for n_layer in (1, 2):
-        g = gpt2(
-            *PRECISIONS[precision], *shape, f"--n_layer={n_layer}", "--batch_size=4"
-        )
-        g["attention"] = lambda q, k, v, p: F.scaled_dot_product_attention(
-            q, k, v, is_causal=True
-        )
-        storages = {}
-
-        def pack(tensor):
-            # A weight in half precision does not become more with more tokens
-            if tensor.is_floating_point() and tensor.numel() >= 4 * 128:
-                weight = (
-                    tensor.ndim == 2 and 512 not in tensor.stride() + tensor.shape[:1]
-                )
-                if not weight:
-                    storages[tensor.untyped_storage().data_ptr()] = (
-                        tensor.untyped_storage()
-                    )
-            return tensor
-
-        tokens = g["get_batch"](0, 0)
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            loss = g["model"](*tokens)
-        own = {p.untyped_storage().data_ptr() for p in g["model"].parameters()}
-        kept.append(sum(s.nbytes() for at, s in storages.items() if at not in own))
-        del loss
-    per_channel = (kept[1] - kept[0]) / (4 * 128) / 128
-    assert per_channel == pytest.approx(68 if precision == "float32" else 34, rel=0.15)
-
-
-@pytest.mark.parametrize("bfloat16", (False, True))  # True: attention is written out
-@pytest.mark.parametrize("T, S", [(1, 1), (1, 9), (9, 9)])
-def test_attention_against_the_formula(gpt2, tokens, bfloat16, T, S):
-    """Softmax over the past, in float64; the queries are the last T of S positions."""
-    g = gpt2(*PRECISIONS["bfloat16" if bfloat16 else "float32"])
-    torch.manual_seed(0)
-    q, k, v = qkv = [
-        torch.randn(2, 3, n, 8).double().requires_grad_() for n in (T, S, S)
-    ]
-    weights = (q @ k.mT / math.sqrt(8)).exp() * torch.ones(T, S).tril(S - T)
-    theirs = weights / weights.sum(-1, keepdim=True) @ v
-    ours = g["attention"](q, k, v, 0.0)
-    out = torch.randn_like(ours)
-    gradients = [torch.autograd.grad(y, qkv, out) for y in (ours, theirs)]
-    for a, b in zip((ours, *gradients[0]), (theirs, *gradients[1])):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
-    # Dropout takes weights out, and makes up for it
-    even = (
-        torch.zeros(500, 1, T, 8),
-        torch.zeros(500, 1, S, 8),
-        torch.ones(500, 1, S, 8),
-    )
-    kept = g["attention"](*even, 0.25)
-    assert kept.std() > 0.02 and kept.mean().item() == pytest.approx(1, rel=0.1)
 
 
 # ----------------------------------------------------------------------------- Sampling

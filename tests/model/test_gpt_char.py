@@ -1,42 +1,15 @@
-"""gpt_char.py: the model against formulas, and runs that end early and go on."""
+"""gpt_char.py: the model against formulas, and runs of it."""
 
 import math
-import os
 import random
 import re
-import signal
-import time
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-
-
-class Killed(BaseException):
-    """Raised in the middle of a script: no handler of its own may tidy up."""
-
-
-def read(path):
-    return torch.load(path, weights_only=True)
-
-
-def assert_same(a, b, where="checkpoint"):
-    """Checkpoints equal to the bit: weights, optimizers, step, all there is."""
-    assert type(a) is type(b), where
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            assert_same(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), where
-        for i, (left, right) in enumerate(zip(a, b)):
-            assert_same(left, right, f"{where}.{i}")
-    else:
-        assert a == b, where
+from makers import assert_same_state, read, shake
 
 
 # -------------------------------------------------------------------------------- Data
@@ -198,19 +171,12 @@ def reference(weights, idx, n_layer, n_head):
     return norm(x, "ln_f") @ w["wte.weight"].T
 
 
-def shake(model, generator):
-    """Away from the start, where blocks, biases and gains do nothing."""
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.2 * torch.randn(p.shape, generator=generator))
-
-
 @pytest.mark.parametrize("shape", SHAPES[:2])
 def test_model_against_the_formulas(load, shape):
     names = load("gpt_char.py", *shape_args(*shape))
     model = names["model"].eval()
     generator = torch.Generator().manual_seed(1)
-    shake(model, generator)
+    shake(model)
     with torch.no_grad():
         idx = torch.randint(names["vocab_size"], (2, shape[3] - 3), generator=generator)
         expected = reference(model.state_dict(), idx, shape[0], shape[1])
@@ -285,136 +251,6 @@ def short(folder, text):
     return text[:4000]
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-def test_going_on_from_any_save(run, tiny, monkeypatch, optimizer):
-    """A run that dies before, in, or after each of its saves ends like one that did
-    not.
-    """
-    args = [f"--optimizer={optimizer}", "--max_iters=9"]
-    calls, die_at = [], None
-
-    def dying(function, name, leave_half=False):
-        def wrapper(*arguments):
-            calls.append(name)
-            if len(calls) - 1 == die_at:
-                if leave_half:
-                    arguments[1].write(b"half of a checkpoint")
-                raise Killed
-            return function(*arguments)
-
-        return wrapper
-
-    save, replace = torch.save, os.replace
-    monkeypatch.setattr(torch, "save", dying(save, "save", leave_half=True))
-    monkeypatch.setattr(os, "replace", dying(replace, "replace"))
-    whole = train(run, tiny, *args, "--out_dir=out/whole")
-    points = len(calls)
-    assert calls.count("save") >= 5 and calls == ["save", "replace"] * (points // 2)
-    for die_at in range(0, points, 1 if optimizer == "muon" else 4):  # noqa: B007
-        calls.clear()
-        out_dir = f"out/{die_at}"
-        with pytest.raises(Killed):
-            train(run, tiny, *args, f"--out_dir={out_dir}")
-        for path in Path(out_dir).glob("*.pt"):
-            read(path)  # what has its final name is complete
-        calls[:] = [None] * points  # from here on nothing dies
-        done = train(run, tiny, *args, f"--out_dir={out_dir}")
-        assert (done.code, done.err) == (0, "")
-        for name in ("best.pt", "last.pt"):
-            assert_same(read(f"{out_dir}/{name}"), read(f"out/whole/{name}"))
-        assert done.out.split("-" * 80)[1:] == whole.out.split("-" * 80)[1:]
-        calls.clear()
-
-
-def test_ctrl_c_saves_and_says_how_to_go_on(run, tiny, monkeypatch):
-    """The step under way is finished and saved, at a step that is no checkpoint's."""
-    whole = train(run, tiny, "--max_iters=9", "--out_dir=out/whole")
-    clip, calls = torch.nn.utils.clip_grad_norm_, []
-
-    def interrupt(*args):
-        calls.append(args)
-        if len(calls) == 5:
-            signal.raise_signal(signal.SIGINT)
-        return clip(*args)
-
-    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", interrupt)
-    stopped = train(run, tiny, "--max_iters=9")
-    assert (stopped.code, stopped.err) == (130, "")
-    last = stopped.out.splitlines()[-1]
-    assert last == "saved in out/gpt_char; run the same command again to continue"
-    assert read("out/gpt_char/last.pt")["step"] == 5
-    done = train(run, tiny, "--max_iters=9")
-    assert "continuing from step 5" in done.out and len(calls) == 9
-    assert_same(read("out/gpt_char/last.pt"), read("out/whole/last.pt"))
-    assert done.out.split("-" * 80)[1:] == whole.out.split("-" * 80)[1:]
-
-
-def test_ctrl_c_for_real(start, tiny):
-    args = [*tiny, "--max_iters=1000000", "--log_interval=1", "--eval_interval=1000000"]
-    process = start("gpt_char.py", "--device=cpu", *args)
-    process.stdout.readline()
-    assert process.stdout.readline().startswith("step     1/")
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=300)
-    assert (process.returncode, err) == (130, "")
-    assert out.endswith(
-        "saved in out/gpt_char; run the same command again to continue\n"
-    )
-    done = [1, *map(int, re.findall(r"^step +(\d+)/", out, flags=re.M))]
-    assert read("out/gpt_char/last.pt")["step"] == done[-1] < 1_000_000
-    assert "final val loss" not in out
-
-
-def kill_and_go_on(run, start, args, kills, seed):
-    """Kill a run at random moments until it has been killed often enough, then let it
-    finish.
-    """
-    rng = random.Random(seed)
-    # Saving most of the time
-    args = [*args, "--eval_interval=1", "--max_new_tokens=5", "--data_dir=data/short"]
-    killed = 0
-    while killed < kills:
-        process = start("gpt_char.py", "--device=cpu", *args)
-        if killed == 0:
-            assert "parameters" in process.stdout.readline()
-        else:  # some way into the training
-            for _ in range(rng.randint(4, 9)):  # the first step is saved by then
-                process.stdout.readline()
-        time.sleep(rng.uniform(0, 0.05))
-        process.kill()
-        if process.wait() != -signal.SIGKILL:
-            break  # this process was held up, and the run was done first
-        process.communicate()
-        killed += 1
-        for path in Path("out/gpt_char").glob("*.pt"):
-            read(path)
-    assert killed > 0
-    process = start("gpt_char.py", "--device=cpu", *args)
-    out, err = process.communicate()
-    assert (process.returncode, err) == (0, "")
-    whole = run("gpt_char.py", *args, "--out_dir=out/whole")
-    for name in ("best.pt", "last.pt"):
-        assert_same(read(f"out/gpt_char/{name}"), read(f"out/whole/{name}"))
-    assert out.split("-" * 80)[1:] == whole.out.split("-" * 80)[1:]
-    return out
-
-
-@pytest.mark.long
-def test_sigkill_and_go_on(run, start, tiny):
-    out = kill_and_go_on(
-        run, start, [*tiny, "--max_iters=60"], kills=3, seed=time.time_ns()
-    )
-    assert "continuing from step" in out
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-def test_sigkill_thirty_times(run, start, tiny, optimizer):
-    args = [*tiny, f"--optimizer={optimizer}", "--max_iters=600"]
-    kill_and_go_on(run, start, args, kills=30, seed=time.time_ns())
-
-
 def test_finished_run_only_samples(run, tiny, tree):
     trained = train(run, tiny, "--max_iters=6")
     files, last, best = (
@@ -428,8 +264,8 @@ def test_finished_run_only_samples(run, tiny, tree):
     assert sample.startswith("AB") and len(sample) == 2 + 5 + 1
     assert again.out.splitlines()[-1] == trained.out.splitlines()[-1]
     assert tree().keys() == files.keys()
-    assert_same(read("out/gpt_char/last.pt"), last)
-    assert_same(read("out/gpt_char/best.pt"), best)
+    assert_same_state(read("out/gpt_char/last.pt"), last)
+    assert_same_state(read("out/gpt_char/best.pt"), best)
 
 
 @pytest.mark.long
@@ -481,7 +317,9 @@ def test_a_sample_at_every_evaluation(run, tiny):
     for text in samples:
         assert text.startswith("AB") and len(text) >= 80
     assert samples[0] != samples[1] and once.code == 0
-    assert_same(read("out/often/last.pt")["model"], read("out/once/last.pt")["model"])
+    assert_same_state(
+        read("out/often/last.pt")["model"], read("out/once/last.pt")["model"]
+    )
 
 
 def test_time_that_is_left(run, tiny):

@@ -1,9 +1,7 @@
-"""What long runs must survive: kills, a full disk, damaged files, a second run, other
-systems.
+"""What long runs must survive: a full disk, damaged files, a second run, other systems.
 
-What the three scripts that write checkpoints have in common is tested here, and the
-tests of minutes are marked long. What the tests of the single scripts show already is
-not repeated.
+What the three scripts that write checkpoints have in common is tested here. Kills and
+signals are in test_resume.py, what can't be used at all is in tests/refusals.
 """
 
 import os
@@ -13,101 +11,26 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch._dynamo  # every optimizer imports it: so copies of this process have it
 import torch.distributed as dist
-from conftest import popen
-
-ROOT = Path(__file__).parents[2]
-LARGE = ["gpt2_train", "sparse_gpt"]
-TRAINERS = ["gpt_char", *LARGE]
-TINY = "--device=cpu --no-bfloat16 --n_layer=1 --n_head=2 --n_embd=16".split()
-TINY += ["--block_size=16", "--warmup_iters=2", "--max_new_tokens=3"]
-ARGS = {"gpt_char": [*TINY, "--dropout=0.1", "--batch_size=4"]}
-ARGS["gpt2_train"] = [*TINY, "--no-compile", "--no-float16", "--no-hellaswag"]
-ARGS["gpt2_train"] += ["--data_dir=tokens", "--total_batch_size=64", "--eval_tokens=64"]
-ARGS["sparse_gpt"] = [*ARGS["gpt2_train"], "--stride=4", "--summary=2"]
-
-
-@pytest.fixture
-def place(folder, monkeypatch):
-    """An empty working directory but for data/shakespeare/input.txt and two shards in
-    tokens/.
-    """
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    (folder / "tokens").mkdir()
-    for name, length in (("train_000001", 3000), ("val_000000", 305)):  # whole windows
-        write_shard(folder / f"tokens/t_{name}.bin", length)
-    handler = signal.getsignal(signal.SIGTERM)
-    yield folder
-    signal.signal(signal.SIGTERM, handler)
-
-
-def write_shard(path, length):
-    header = np.zeros(256, dtype="<i4")
-    header[:4] = 20240520, 1, length, 256
-    tokens = (
-        np.random.default_rng(length)
-        .choice(list(b"a few letters"), length)
-        .astype("<u2")
-    )
-    path.write_bytes(header.tobytes() + tokens.tobytes())
-
-
-def command(script, *args):
-    return [sys.executable, str(ROOT / f"{script}.py"), *ARGS[script], *args]
-
-
-def finish(command, code=0, **options):
-    """Run a command to its end; returns stdout and stderr."""
-    process = popen(command, **options)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == code, err
-    return out, err
-
-
-def leaves(value, name=""):
-    """A nested checkpoint as a list of (path, leaf)."""
-    if isinstance(value, dict | list | tuple):
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        return [leaf for k, v in items for leaf in leaves(v, f"{name}.{k}")]
-    return [(name, value)]
-
-
-def assert_same_state(a, b):
-    """Two checkpoints equal to the bit, apart from their command lines."""
-    a, b = ({k: v for k, v in state.items() if k != "config"} for state in (a, b))
-    a, b = leaves(a), leaves(b)
-    assert [name for name, _ in a] == [name for name, _ in b]
-    for (name, x), (_, y) in zip(a, b):
-        assert torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y, name
-
-
-def assert_same_runs(a, b):
-    for name in ("best.pt", "last.pt"):
-        assert_same_state(
-            *(torch.load(Path(f, name), weights_only=True) for f in (a, b))
-        )
-
-
-def one_line(err, *parts, script=None):
-    """One line that names all parts; after argparse's line of usage, if the script is
-    given.
-    """
-    if script:
-        usage, err = err.split("\n", 1)
-        assert usage == f"usage: {script}.py [--name=value]"
-        assert err.startswith(f"{script}.py: error: "), err
-    assert err.count("\n") == 1 and err.endswith("\n") and len(err) < 600, err
-    assert "Traceback" not in err and all(part in err for part in parts), err
-
+from makers import (
+    ARGS,
+    LARGE,
+    ROOT,
+    TRAINERS,
+    assert_same_runs,
+    assert_same_state,
+    command,
+    finish,
+    one_line,
+    popen,
+    read,
+)
 
 # ------------------------------------------------------------------------------- Kills
 # Runs a script under torchrun; in its first start process 1 kills itself between two
@@ -174,39 +97,6 @@ def test_torchrun_restarts_what_was_killed(place, script):
     assert out.split("-" * 80)[1:] == whole.split("-" * 80)[1:]
 
 
-def kill_and_go_on(script, kills, seed):
-    """SIGKILL again and again at random moments; the run saves most of the time."""
-    rng = random.Random(seed)
-    args = command(script, "--max_iters=1500", "--eval_interval=1")
-    killed = 0
-    while killed < kills:
-        process = popen([*args, "--out_dir=parts"])
-        for line in process.stdout:
-            if line.startswith("step "):
-                break
-        time.sleep(rng.uniform(0, 0.3))
-        process.kill()
-        process.communicate()
-        if process.returncode != -signal.SIGKILL:
-            break  # this process was held up, and the run was done first
-        killed += 1
-        for path in Path("parts").glob("*.pt"):
-            torch.load(path, weights_only=True)  # what has its name is complete
-    assert killed > kills // 2
-    out, err = finish([*args, "--out_dir=parts"])
-    assert "continuing from step" in out and err == ""
-    finish([*args, "--out_dir=whole"])
-    assert_same_runs("parts", "whole")
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("script", LARGE)
-def test_sigkill_thirty_times(place, script):
-    seed = time.time_ns()
-    print("seed", seed)
-    kill_and_go_on(script, 30, seed)
-
-
 # ----------------------------------------------------------------------------- Signals
 # Runs a script that a signal reaches in its fifth step, and in the sixth if it did not
 # end then; and again, TIMES - 1 times, while it saves
@@ -242,46 +132,6 @@ def tell(script, args, name, times=1, code=130):
     return finish([python, "told.py", *more], code=code, env=env)
 
 
-def advice(out):
-    """What the last line says is to be added to the command in order to continue."""
-    line = out.splitlines()[-1]
-    found = re.search(r"^saved in .*; to continue, add (--\S+) to the command$", line)
-    if found:
-        return [found[1]]
-    assert re.search(r"^saved in .*; run the same command again to continue$", line), (
-        line
-    )
-    return []
-
-
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])  # Ctrl-C; a scheduler
-@pytest.mark.parametrize("script", TRAINERS)
-def test_told_to_stop(place, script, name):
-    """The step is finished and saved, and the run continues as if nothing had been."""
-    args = ["--max_iters=9", "--eval_interval=100"]
-    out, err = tell(script, [*args, "--out_dir=run"], name)
-    assert err == "" and "final val loss" not in out
-    assert torch.load("run/last.pt", weights_only=True)["step"] == 5
-    out, _ = finish(command(script, *args, "--out_dir=run", *advice(out)))
-    assert "run/last.pt: continuing from step 5\n" in out
-    finish(command(script, *args, "--out_dir=whole"))
-    assert_same_runs("run", "whole")
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("script", TRAINERS)
-def test_told_to_stop_after_scratch(place, script):
-    """With the same command it would begin anew: the message says what continues."""
-    args = ["--max_iters=9", "--eval_interval=100", "--out_dir=run"]
-    finish(command(script, "--max_iters=4", "--out_dir=run"))  # what is to be forgotten
-    scratch = [*args, "--init_from=scratch"]
-    out, _ = tell(script, scratch, "SIGINT")
-    assert "continuing" not in out
-    out, _ = finish(command(script, *scratch, *advice(out)))
-    assert "run/last.pt: continuing from step 5\n" in out
-    assert torch.load("run/last.pt", weights_only=True)["step"] == 9
-
-
 @pytest.mark.long
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are others there")
 @pytest.mark.parametrize("script", TRAINERS)
@@ -289,7 +139,7 @@ def test_ctrl_c_twice(place, script):
     """It ends at once, here in the middle of saving; what had been saved is intact."""
     args = ["--max_iters=9", "--eval_interval=4", "--out_dir=run"]
     tell(script, args, "SIGINT", times=2, code=-signal.SIGINT)
-    assert torch.load("run/last.pt", weights_only=True)["step"] == 4
+    assert read("run/last.pt")["step"] == 4
     out, _ = finish(command(script, *args))
     assert "run/last.pt: continuing from step 4\n" in out
     finish(command(script, *args[:-1], "--out_dir=whole"))
@@ -301,8 +151,8 @@ def test_sigterm_three_times(place, script):
     """As schedulers do, which lose patience: saved as after one."""
     tell(script, ["--max_iters=9", "--out_dir=run"], "SIGTERM", times=3)
     tell(script, ["--max_iters=9", "--out_dir=once"], "SIGTERM")
-    assert torch.load("run/last.pt", weights_only=True)["step"] == 5
-    last = [torch.load(Path(f, "last.pt"), weights_only=True) for f in ("run", "once")]
+    assert read("run/last.pt")["step"] == 5
+    last = [read(Path(f, "last.pt")) for f in ("run", "once")]
     assert_same_state(*last)
     names = [{p.name for p in Path(folder).iterdir()} for folder in ("run", "once")]
     assert names[0] == names[1]
@@ -367,7 +217,7 @@ def test_disk_full(place, run_any, script, limit):
     assert after.keys() == before.keys() >= {"best.pt", "last.pt"}
     assert all(after[name] == before[name] for name in before if name.endswith(".pt"))
     assert run_any(f"{script}.py", *args, "--max_iters=30").code == 0
-    assert torch.load("run/last.pt", weights_only=True)["step"] == 30
+    assert read("run/last.pt")["step"] == 30
     finish(command(script, "--eval_interval=10", "--max_iters=1", "--out_dir=whole"))
     finish(command(script, "--eval_interval=10", "--max_iters=30", "--out_dir=whole"))
     assert_same_runs("run", "whole")
@@ -414,7 +264,7 @@ def test_damaged_checkpoint(place, run_any, script):
     names = run_any(f"{script}.py", *args).names
     path = Path("run/last.pt")
     given = "last.pt" if script == "gpt_char" else path
-    good, state = path.read_bytes(), torch.load(path, weights_only=True)
+    good, state = path.read_bytes(), read(path)
     found = Counter()
     ends = [(0, 3000), (len(good) - 3000, len(good))]  # the pickle; what is inside
     folders = directory_bits(good)
@@ -438,75 +288,13 @@ def test_damaged_checkpoint(place, run_any, script):
     assert names["load_checkpoint"](given)[0] == 2
 
 
-@pytest.mark.parametrize("name", ["last.pt", "best.pt"])
-@pytest.mark.parametrize("script", TRAINERS)
-def test_random_bytes_as_checkpoint(place, run_any, tree, script, name):
-    """One line, without PyTorch's advice to load it all the same."""
-    args = [*ARGS[script], "--out_dir=run", "--max_iters=2"]
-    run_any(f"{script}.py", *args)
-    Path("run", name).write_bytes(random.Random(1).randbytes(20_000))
-    files = tree()
-    done = run_any(f"{script}.py", *args)
-    assert done.code == 1 and tree() == files
-    one_line(done.err, f"run/{name}: ")
-    assert "weights_only" not in done.err and "can still be loaded" not in done.err
-
-
-@pytest.mark.parametrize("script", TRAINERS)
-def test_flipped_bit_in_the_weights(place, run_any, script):
-    """A number would be another one, in silence."""
-    args = [*ARGS[script], "--out_dir=run", "--max_iters=2"]
-    run_any(f"{script}.py", *args)
-    for name in ("last.pt", "best.pt"):
-        path = Path("run", name)
-        good = path.read_bytes()
-        weights = torch.load(path, weights_only=True)["model"]["wte.weight"]
-        place = good.index(weights.numpy().tobytes()) + 3
-        path.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
-        done = run_any(f"{script}.py", *args)
-        assert done.code == 1
-        one_line(done.err, f"run/{name}: ")
-        path.write_bytes(good)
-
-
-@pytest.mark.parametrize("max_iters", [0, 2])
-def test_loss_that_is_no_number_at_the_end(place, run_any, max_iters):
-    """A checkpoint can be whole, and of no use."""
-    args = [*ARGS["gpt_char"], "--out_dir=run"]
-    run_any("gpt_char.py", *args, "--max_iters=2")
-    for path in Path("run").glob("*.pt"):
-        state = torch.load(path, weights_only=True)
-        state["model"]["wte.weight"].fill_(torch.nan)
-        state["best_val_loss"] = min(state["best_val_loss"], 3.0)
-        torch.save(state, path)
-    done = run_any("gpt_char.py", *args, f"--max_iters={max_iters}")
-    assert done.code == 1 and "final val loss" not in done.out
-    one_line(done.err, "not finite")
-
-
-@pytest.mark.parametrize("eval_interval", [1, 100])
-@pytest.mark.parametrize("script", TRAINERS)
-def test_loss_that_is_no_number(place, run_any, script, eval_interval):
-    """A run that diverges says so, and leaves the last good checkpoint."""
-    args = [*ARGS[script], "--out_dir=run", f"--eval_interval={eval_interval}"]
-    assert run_any(f"{script}.py", *args, "--max_iters=4").code == 0
-    args += ["--learning_rate=1e30", "--max_iters=8"]
-    done = run_any(f"{script}.py", *args)
-    assert done.code == 1 and "final val loss" not in done.out
-    one_line(done.err, "--learning_rate")
-    for path in Path("run").glob("*.pt"):
-        state = torch.load(path, weights_only=True)
-        assert state["step"] == 4
-        assert all(p.isfinite().all() for p in state["model"].values())
-
-
 @pytest.mark.parametrize("script", TRAINERS)
 def test_best_without_last(place, run_any, script):
     """It continues from there, and samples from what was trained."""
     args = [*ARGS[script], "--out_dir=run", "--eval_interval=2"]
     run_any(f"{script}.py", *args, "--max_iters=4")
     with_last = run_any(f"{script}.py", *args, "--max_iters=0")
-    step = torch.load("run/best.pt", weights_only=True)["step"]
+    step = read("run/best.pt")["step"]
     Path("run/last.pt").unlink()
     done = run_any(f"{script}.py", *args, "--max_iters=0")
     assert (done.code, done.err) == (0, "") and "untrained" not in done.out
@@ -516,7 +304,7 @@ def test_best_without_last(place, run_any, script):
     assert done.out.partition(line)[2] == with_last.out.partition(line)[2]
     done = run_any(f"{script}.py", *args, "--max_iters=6")
     assert f"run/best.pt: continuing from step {step}\n" in done.out
-    assert torch.load("run/last.pt", weights_only=True)["step"] == 6
+    assert read("run/last.pt")["step"] == 6
 
 
 @pytest.mark.parametrize("script", TRAINERS)
@@ -528,53 +316,6 @@ def test_untrained_is_said(place, run_any, script):
     tell(script, args, "SIGINT")
     done = run_any(f"{script}.py", *few)
     assert (done.code, done.err) == (0, "") and "untrained" not in done.out
-
-
-@pytest.mark.parametrize("script", TRAINERS)
-def test_other_data_with_the_same_out_dir(place, run_any, tree, script):
-    """Or what is printed at the end would be the loss on the old data.
-
-    The larger scripts print none where they only sample.
-    """
-    args = [*ARGS[script], "--out_dir=run"]
-    run_any(f"{script}.py", *args, "--max_iters=2")
-    if script in LARGE:
-        Path("other").mkdir()
-        for name, length in (("train_000001", 3200), ("val_000000", 321)):
-            write_shard(place / f"other/t_{name}.bin", length)
-    else:  # of the same characters
-        text = Path("data/shakespeare/input.txt").read_text(encoding="utf-8")
-        Path("other").mkdir()
-        Path("other/input.txt").write_text(text[::-1], encoding="utf-8")
-    files = tree()
-    for max_iters in (2, 4) if script in LARGE else (0, 2, 4):
-        done = run_any(
-            f"{script}.py", *args, "--data_dir=other", f"--max_iters={max_iters}"
-        )
-        assert done.code == 1 and tree() == files
-        one_line(done.err, "run/last.pt: ", "--out_dir")
-
-
-class Evil:
-    def __reduce__(self):
-        return open, ("it_was_run", "w")
-
-
-@pytest.mark.parametrize(
-    "script, init_from",
-    [
-        *((script, "resume") for script in TRAINERS),
-        *((script, "run/last.pt") for script in LARGE),
-    ],
-)
-def test_checkpoint_that_would_run_code(place, run_any, script, init_from):
-    args = [*ARGS[script], "--max_iters=2", "--out_dir=run"]
-    run_any(f"{script}.py", *args)
-    state = torch.load("run/last.pt", weights_only=True)
-    torch.save({**state, "step": Evil()}, "run/last.pt")
-    done = run_any(f"{script}.py", *args, f"--init_from={init_from}")
-    assert done.code == 1 and not Path("it_was_run").exists()
-    one_line(done.err, "run/last.pt: ")
 
 
 @pytest.mark.long
@@ -670,60 +411,20 @@ def test_two_runs_in_one_folder(place, run_any, monkeypatch, script, when):
         if len(saved) == 3:
             finish(command(script, *args, "--max_iters=3", "--seed=7"))
             for path in Path("run").glob("*.pt"):
-                torch.load(path, weights_only=True)
+                read(path)
         if when == "before":
             save(*arguments)
 
     monkeypatch.setattr(torch, "save", saving)
     done = run_any(f"{script}.py", *ARGS[script], *args, "--max_iters=4")
     assert (done.code, done.err) == (0, "") and len(saved) > 3
-    assert torch.load("run/last.pt", weights_only=True)["step"] == 4
-    torch.load("run/best.pt", weights_only=True)
+    assert read("run/last.pt")["step"] == 4
+    read("run/best.pt")
     names = {path.name for path in Path("run").iterdir()} - {"log.csv"}
     assert names == {"best.pt", "last.pt"}
 
 
 # ------------------------------------------------------------ A folder for checkpoints
-def dangling(link):
-    try:
-        Path(link).symlink_to("nowhere/at/all")
-    except OSError:
-        pytest.skip("this system makes no links")
-
-
-def forbidden(folder):
-    Path(folder).mkdir()
-    Path(folder).chmod(0o500)
-
-
-OUT_DIRS = {  # the folder, what to do beforehand
-    "a file": ("a_file", lambda: Path("a_file").write_text("mine")),
-    "below a file": ("a_file/x", lambda: Path("a_file").write_text("mine")),
-    "a link to nothing": ("link", lambda: dangling("link")),
-    "below a link to nothing": ("link/x", lambda: dangling("link")),
-    "a long name": (300 * "x", None),
-}
-if Path("/proc/self").exists():
-    OUT_DIRS["where no folder can be made"] = ("/proc/self/run", None)
-if hasattr(os, "geteuid") and os.geteuid() != 0:  # root may write anywhere
-    OUT_DIRS["no permission"] = ("mine", lambda: forbidden("mine"))
-    OUT_DIRS["below no permission"] = ("mine/x", lambda: forbidden("mine"))
-
-
-@pytest.mark.parametrize("out_dir, setup", OUT_DIRS.values(), ids=OUT_DIRS)
-@pytest.mark.parametrize("script", TRAINERS)
-def test_out_dir_that_cannot_be_written(place, run_any, tree, script, out_dir, setup):
-    """Said before anything is trained, and with its cause."""
-    if setup:
-        setup()
-    files = tree()
-    args = [*ARGS[script], f"--out_dir={out_dir}", "--max_iters=2"]
-    done = run_any(f"{script}.py", *args)
-    assert done.code == 2 and "step " not in done.out and tree() == files
-    one_line(done.err, f"--out_dir={out_dir}", script=script)
-    assert "another run" not in done.err
-
-
 @pytest.mark.parametrize("script", TRAINERS)
 def test_out_dir_on_a_full_disk(place, tree, script):
     pytest.importorskip("resource", reason="this system has no such limits")
@@ -742,66 +443,6 @@ def test_sampling_needs_no_folder(place, run_any, tree, script):
     args = [*ARGS[script], "--max_iters=0", "--out_dir=run"]
     assert run_any(f"{script}.py", *args).code == 0
     assert tree() == files and not Path("run").exists()
-
-
-# --------------------------------------------------------------------------- Bad input
-def file(path):
-    return lambda: Path(path).write_text("mine")
-
-
-TABLE = [  # arguments, what stderr must name, exit code, what to do beforehand
-    (["--model_size=gpt-2"], ["--model_size=gpt-2", "gpt2-medium"], 2, None),
-    (["--init_from=none.pt"], ["--init_from=none.pt"], 2, None),
-    (["--init_from=a_file"], ["a_file: "], 1, file("a_file")),
-    (["--total_batch_size=65"], ["--total_batch_size=65", "64"], 2, None),
-    (["--data_dir=nowhere"], ["nowhere", "train shards"], 1, None),
-    (["--data_dir=a_file"], ["a_file", "train shards"], 1, file("a_file")),
-    (["--export_dir=a_file"], ["--export_dir", "a_file"], 2, file("a_file")),
-]
-
-
-@pytest.mark.parametrize(
-    "args, parts, code, setup", TABLE, ids=[" ".join(r[0]) for r in TABLE]
-)
-@pytest.mark.parametrize("script", LARGE)
-def test_one_line(place, run_any, tree, script, args, parts, code, setup):
-    if setup:
-        setup()
-    files = tree()
-    done = run_any(f"{script}.py", *ARGS[script], "--max_iters=2", *args)
-    assert done.code == code, done.err
-    one_line(done.err, *parts, script=script if code == 2 else None)
-    assert "-" * 80 not in done.out and tree() == files
-
-
-@pytest.mark.parametrize("script", LARGE)
-def test_prompt_that_is_no_unicode(place, run_any, script):
-    """From a terminal in latin-1; the byte that means nothing in UTF-8 becomes a
-    question mark.
-    """
-    done = run_any(f"{script}.py", *ARGS[script], "--max_iters=0", "--prompt=a\udce9b")
-    assert (done.code, done.err) == (0, "") and "-" * 80 + "\na?b" in done.out
-
-
-@pytest.mark.parametrize(
-    "variables",
-    [
-        {"WORLD_SIZE": "2", "RANK": "0"},  # some clusters set these by themselves
-        {"RANK": "1"},
-        {"RANK": "abc", "WORLD_SIZE": "1"},
-        {"WORLD_SIZE": "0", "RANK": "0"},
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("script", LARGE)
-def test_several_processes_without_torchrun(place, tree, script, variables):
-    files = tree()
-    ours = ("MASTER_ADDR", "MASTER_PORT", "RANK", "LOCAL_RANK", "WORLD_SIZE")
-    env = {k: v for k, v in os.environ.items() if k not in ours}
-    args = command(script, "--max_iters=2")
-    _, err = finish(args, code=1, env={**env, **variables})
-    one_line(err, "torchrun")
-    assert tree() == files
 
 
 # -------------------------------------------------------------------------------- GPUs
