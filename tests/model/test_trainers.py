@@ -12,34 +12,21 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import run_here
+from makers import ARGS, LARGE, TRAINERS, read, run_here, shake, write_shard
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-TINY = "--device=cpu --no-bfloat16 --n_layer=2 --n_head=2 --n_embd=16".split()
-TINY += "--block_size=16 --warmup_iters=2 --max_new_tokens=2 --out_dir=out/run".split()
-ARGS = {"gpt_char.py": [*TINY, "--batch_size=4"]}
-# A step of two micro-steps, with as many windows as above
-ARGS["gpt2_train.py"] = [*TINY, "--no-compile", "--no-float16", "--no-hellaswag"]
-ARGS["gpt2_train.py"] += [
-    "--data_dir=tokens",
-    "--total_batch_size=64",
-    "--batch_size=2",
-]
-ARGS["sparse_gpt.py"] = [*ARGS["gpt2_train.py"], "--stride=4", "--summary=2"]
+# What is shared is run with two blocks, and in micro-steps of two windows
+MORE = ["--n_layer=2", "--dropout=0.0", "--out_dir=out/run", "--eval_tokens=10000"]
 OPTIMIZERS = ["muon", "adamw"]
 
 
-@pytest.fixture(params=ARGS)
+@pytest.fixture(params=TRAINERS)
 def script(request, folder, text, monkeypatch):
     """A script to run in a folder with the text, and with shards of its bytes."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    ids = np.frombuffer(text.encode(), dtype=np.uint8)
-    Path("tokens").mkdir()
-    for name, part in (("train_000001", ids[:-3000]), ("val_000000", ids[-3000:])):
-        header = np.zeros(256, dtype="<i4")
-        header[:4] = 20240520, 1, len(part), 256
-        content = header.tobytes() + part.astype("<u2").tobytes()
-        Path(f"tokens/t_{name}.bin").write_bytes(content)
+    ids = list(text.encode())
+    write_shard("tokens/t_train_000001.bin", ids[:-3000])
+    write_shard("tokens/t_val_000000.bin", ids[-3000:])
     (folder / "data/shakespeare/input.txt").write_text(text[:30_000], encoding="utf-8")
     return Script(request.param)
 
@@ -47,10 +34,15 @@ def script(request, folder, text, monkeypatch):
 class Script:
     def __init__(self, name):
         self.name = name
+        self.args = [*ARGS[name], *MORE]
+        if name in LARGE:
+            self.args.append("--batch_size=2")
+        else:
+            self.args.pop(-1)  # it has no --eval_tokens
 
     def run(self, *args):
         """Run it to the end. Returns what it printed, and its names."""
-        done = run_here(self.name, *ARGS[self.name], *args)
+        done = run_here(f"{self.name}.py", *self.args, *args)
         assert (done.code, done.err) == (0, "")
         return SimpleNamespace(out=done.out, names=done.names)
 
@@ -65,29 +57,17 @@ class Script:
 
     def batch(self, names, step):
         """All inputs and targets of a step."""
-        if self.name == "gpt_char.py":
+        if self.name == "gpt_char":
             return names["get_batch"](step)
         batches = [names["get_batch"](step, i) for i in range(names["accumulation"])]
         return (torch.cat(side) for side in zip(*batches))
 
     def data(self, names, split):
         """The ids of the training or of the validation data."""
-        if self.name == "gpt_char.py":
+        if self.name == "gpt_char":
             return names[f"{split}_data"]
         (tokens,) = names["shards"][split]
         return torch.from_numpy(tokens.astype(np.int64))
-
-
-def read(name):
-    return torch.load(Path("out/run", name), weights_only=True)
-
-
-def shake(model):
-    """Away from the start, where blocks, biases and gains do nothing."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.2 * torch.randn(p.shape, generator=generator))
 
 
 def is_matrix_of_a_block(name):
@@ -197,7 +177,7 @@ def test_training_by_the_formulas(script, in_float64, optimizer):
         reference.learn({k: p.grad.numpy() for k, p in model.named_parameters()})
     done = script.run(*args, "--max_iters=5")
     assert "out/run/last.pt: continuing from step 0\n" in done.out
-    after = read("last.pt")["model"]
+    after = read("out/run/last.pt")["model"]
     for name, expected in reference.weights.items():
         change = np.abs(expected - start[name].numpy()).max()
         assert change > 1e-3, name
@@ -447,6 +427,119 @@ def test_dropout_is_for_training_only(script):
     assert torch.equal(*samples) and model.training
 
 
+def windows_of(script, names, steps):
+    """The windows of some steps as tuples, in their order."""
+    found = []
+    for step in steps:
+        x, y = script.batch(names, step)
+        for inputs, targets in zip(x.tolist(), y.tolist()):
+            found.append((*inputs, targets[-1]))
+    return found
+
+
+def test_an_epoch_is_shuffled(script):
+    """Each window once, in an order that depends on the seed and on the epoch."""
+    names = script.load()
+    epochs = [windows_of(script, names, range(i, i + 600)) for i in (0, 600)]
+    ids = script.data(names, "train").tolist()
+    count = len(ids) // 16 - 1
+    if script.name in LARGE:
+        count = (len(ids) - 16) // 16
+    places = {}
+    for i in range(len(ids) - 16):
+        places.setdefault(tuple(ids[i : i + 17]), i)
+    starts = [places[window] for window in epochs[0]]
+    assert len({i % 16 for i in starts[: count // 4 * 4]}) == 1  # one cut, then another
+    first = starts[: count // 4 * 4]
+    assert len(set(first)) > 0.95 * len(first)  # the text may have a window twice
+    ordered = sum(a < b for a, b in zip(first, first[1:])) / len(first)
+    assert 0.4 < ordered < 0.6
+    assert epochs[0] != epochs[1]
+    other = script.load("--seed=5")
+    assert windows_of(script, other, range(3)) != epochs[0][:12]
+    assert windows_of(script, script.load(), range(3)) == epochs[0][:12]
+
+
+@pytest.mark.parametrize("script", LARGE, indirect=True)
+def test_processes_share_the_data(script):
+    """Two processes together take the windows of one, in training and evaluation."""
+    names = script.load()
+    shake(names["model"])
+    whole = windows_of(script, names, range(5))
+    loss = names["estimate_loss"]()
+    names["world_size"], names["accumulation"] = 2, 1
+    shares, sums = [], []
+    names["add_up"] = lambda *numbers: sums.append(numbers) or (1, 1)
+    for rank in range(2):
+        names["rank"] = rank
+        shares.append(windows_of(script, names, range(5)))
+        names["estimate_loss"]()
+    for step in range(5):
+        mine = [share[2 * step : 2 * step + 2] for share in shares]
+        assert mine[0] + mine[1] == whole[4 * step : 4 * step + 4]
+    total, count = (sum(column) for column in zip(*sums))
+    assert total / count == pytest.approx(loss, rel=1e-6) and sums[0] != sums[1]
+
+
+@pytest.mark.parametrize("script", LARGE, indirect=True)
+def test_muon_shares_its_pieces(script, monkeypatch):
+    """Two processes that put together what each has computed equal one process."""
+    names = script.load()
+    generator = torch.Generator().manual_seed(1)
+    start = torch.randn(3, 16, 16, generator=generator)
+    grads = torch.randn(4, 3, 16, 16, generator=generator)
+
+    def train(world_size, rank, joined):
+        names["world_size"], names["rank"] = world_size, rank
+        params = [torch.nn.Parameter(p.clone()) for p in start]
+        opt = names["Muon"]([{"params": params, "lr": 0.1}], {})
+        shares = []
+        really = names["join_shares"]
+        for step in range(4):
+
+            def join(share, length, step=step):
+                shares.append(share.clone())
+                return share.new_zeros(length, 16, 16) if not joined else joined[step]
+
+            names["join_shares"] = join
+            for p, grad in zip(params, grads[step]):
+                p.grad = grad.clone()
+            opt.step()
+        names["join_shares"] = really
+        return shares, torch.stack([p.detach() for p in params])
+
+    (first, _), (second, _) = (train(2, rank, None) for rank in range(2))
+    assert [len(share) for share in first + second] == [2] * 4 + [1] * 4
+    whole, _ = train(1, 0, None)
+    together = [torch.cat(pair) for pair in zip(first, second)]
+    for a, b in zip(together, whole):
+        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(train(2, 1, together)[1], train(1, 0, whole)[1])
+
+
+def test_every_step_has_a_dropout_of_its_own(script, monkeypatch):
+    """And the same one again in another run of the same seed."""
+    masks = []
+
+    def noting(self, x, forward=torch.nn.Dropout.forward):
+        y = forward(self, x)
+        if self.training:
+            masks.append(y == 0)
+        return y
+
+    monkeypatch.setattr(torch.nn.Dropout, "forward", noting)
+    runs = []
+    for _ in range(2):
+        masks.clear()
+        script.run("--dropout=0.5", "--max_iters=4", "--init_from=scratch")
+        count = len(masks) // 4
+        runs.append([torch.stack(masks[i * count : i * count + 1]) for i in range(4)])
+    for i in range(4):
+        assert torch.equal(runs[0][i], runs[1][i])
+        for j in range(i):
+            assert not torch.equal(runs[0][i], runs[0][j])
+
+
 # -------------------------------------------------------------------------- Checkpoints
 def test_best_is_the_best_so_far(script):
     """Not the better of the last two; last.pt knows the best, too."""
@@ -459,7 +552,7 @@ def test_best_is_the_best_so_far(script):
     names["sample"] = lambda *_: "no text"  # that takes time
     for step, expected in enumerate(best_steps, start=1):
         names["evaluate_and_save"](step)
-        best, last = read("best.pt"), read("last.pt")
+        best, last = read("out/run/best.pt"), read("out/run/last.pt")
         assert (best["step"], last["step"]) == (expected, step)
         assert best["best_val_loss"] == val_losses[expected - 1]
         assert last["best_val_loss"] == val_losses[expected - 1]
@@ -470,15 +563,39 @@ def test_best_so_far_is_resumed(script):
     """A continued run replaces best.pt only where it is better than all of the run."""
     script.run("--max_iters=1")
     for name in ("best.pt", "last.pt"):
-        checkpoint = read(name)
+        checkpoint = read(Path("out/run", name))
         checkpoint["best_val_loss"] = 0.01  # never again
         torch.save(checkpoint, Path("out/run", name))
     before = Path("out/run/best.pt").read_bytes()
     script.run("--max_iters=3", "--eval_interval=1")
     assert Path("out/run/best.pt").read_bytes() == before
-    last = read("last.pt")
+    last = read("out/run/last.pt")
     assert last["step"] == 3 and last["best_val_loss"] == 0.01
     # From scratch, what was there before counts no more
     script.run("--max_iters=1", "--init_from=scratch")
-    best = read("best.pt")
+    best = read("out/run/best.pt")
     assert best["step"] == 1 and best["best_val_loss"] > 1
+
+
+def test_the_best_weights_write_the_sample(script):
+    """A complete run loads best.pt, not what the last step left."""
+    script.run("--max_iters=2")
+    best = read("out/run/best.pt")
+    for p in best["model"].values():
+        p.mul_(1.5)
+    torch.save(best, "out/run/best.pt")
+    weights = script.run("--max_iters=2").names["model"].state_dict()
+    for name, p in best["model"].items():
+        assert torch.equal(weights[name], p), name
+
+
+def test_a_resumed_run_evaluates_when_an_unbroken_one_does(script):
+    """Steps count from the start of the training, not from where a run continues."""
+
+    def evaluated(*args):
+        out = script.run("--eval_interval=3", *args).out
+        words = [line.split() for line in out.splitlines() if "| val loss" in line]
+        return [int(line[1].partition("/")[0]) for line in words]
+
+    first, rest = evaluated("--max_iters=4"), evaluated("--max_iters=9")
+    assert first[-2:] == [3, 4] and rest == [6, 9]
