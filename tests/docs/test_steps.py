@@ -681,12 +681,12 @@ def test_patch_leads_to_the_scripts_too(tmp_path, chapter):
 
 
 def test_fold_leaves_the_chapters_as_they_are(tmp_path):
-    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/tools").mkdir(parents=True)
     (tmp_path / "beyond").mkdir()
     for chapter in ["bigram", *CHAPTERS]:
         shutil.copy(ROOT / script_of(chapter), tmp_path / script_of(chapter))
         shutil.copy(ROOT / f"docs/{chapter}.md", tmp_path / "docs")
-    tool = shutil.copy(TOOL, tmp_path / "docs")
+    tool = shutil.copy(TOOL, tmp_path / "docs/tools")
     assert run_here(tool, "unfold", str(tmp_path / "out")).code == 0
     assert run_here(tool, "fold", str(tmp_path / "out")).out == "0 files changed\n"
 

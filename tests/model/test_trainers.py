@@ -261,14 +261,15 @@ class Steps:
         self.hook.remove()
 
 
+def squares(opt):
+    """The squared norm of all gradients that an optimizer uses."""
+    params = [p for group in opt.param_groups for p in group["params"]]
+    return sum(p.grad.square().sum().item() for p in params)
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_gradient_is_clipped_before_the_step(script, optimizer):
     """The gradient of the whole model, as it is when an optimizer comes to use it."""
-
-    def squares(opt):
-        params = [p for group in opt.param_groups for p in group["params"]]
-        return sum(p.grad.square().sum().item() for p in params)
-
     for grad_clip, max_iters in ((0.01, 3), (1e6, 1)):
         with Steps(squares) as noted:
             script.run(
@@ -288,6 +289,21 @@ def test_gradient_is_clipped_before_the_step(script, optimizer):
             grads = [p.grad for p in untrained["model"].parameters()]
             expected = math.sqrt(sum(grad.square().sum().item() for grad in grads))
             assert norms == [pytest.approx(expected, rel=1e-4)] and expected > 0.05
+
+
+@pytest.mark.parametrize("script", LARGE, indirect=True)
+def test_float16_is_clipped_by_its_true_gradient(script):
+    """Not by the one that is scaled so that it does not underflow."""
+    norms = {}
+    for precision in ("--float16", "--no-float16"):
+        for grad_clip in (0.01, 1e6):
+            args = [f"--grad_clip={grad_clip}", "--max_iters=1", "--optimizer=adamw"]
+            with Steps(squares) as noted:
+                script.run(precision, *args, "--init_from=scratch")
+            norms[precision, grad_clip] = math.sqrt(noted[0])
+    assert norms["--float16", 0.01] == pytest.approx(0.01, rel=1e-3)
+    expected = norms["--no-float16", 1e6]
+    assert norms["--float16", 1e6] == pytest.approx(expected, rel=0.02)
 
 
 # ------------------------------------------------------------------------------- Muon

@@ -268,6 +268,8 @@ def test_loss_that_is_no_number(place, script, optimizer, eval_interval):
     done = run_here(f"{script}.py", *args, *bad)
     assert done.code == 1 and "final val loss" not in done.out
     one_line(done.err, "--learning_rate")
+    if script in LARGE and eval_interval == 100:
+        assert "val loss" not in done.out  # at once, not at the next evaluation
     for name in ("last.pt", "best.pt"):
         state = read(Path("out/run", name))
         assert state["step"] <= 2 and math.isfinite(state["best_val_loss"])

@@ -40,7 +40,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 seen, synchronised, forward = [], [], DistributedDataParallel.forward
-kept = {}
+kept = {"seeds": set()}
 
 def note(opt, *_):
     tensors = [x for state in opt.state.values() for x in state.values()]
@@ -51,6 +51,7 @@ register_optimizer_step_post_hook(note)
 def spy(self, x, y):
     seen.append(torch.cat((x, y[:, -1:]), 1))
     synchronised.append(self.require_backward_grad_sync)
+    kept["seeds"].add(torch.initial_seed())
     stop = int(os.environ.get("STOP", -9))
     if os.environ["RANK"] == "1" and len(seen) == 2 * stop + 1:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -206,6 +207,9 @@ def test_processes_share_every_window(folder, two):
             windows |= {tuple(tokens[i : i + 17]) for i in starts}
     assert all(len(windows) == 80 for windows in expected)
     assert ours[0] | ours[1] in expected
+    # In every step, each process has a seed of its own
+    seeds = [torch.load(folder / f"seen_{rank}.pt")[2]["seeds"] for rank in (0, 1)]
+    assert [len(side) for side in seeds] == [STEPS, STEPS] and not seeds[0] & seeds[1]
     # Gradients are added up only in the last micro-step
     assert synchronised == [False, True] * STEPS
 
