@@ -22,7 +22,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from makers import capture
+from makers import ARGS, capture
 
 SCRIPT = Path(__file__).parents[2] / "prepare_shakespeare.py"
 CONTENT = "First Citizen:\nÇa va, bien sûr.\n".encode() * 40
@@ -265,7 +265,7 @@ def test_own_text(nothing, run, folder, text, script):
     assert (done.code, done.err) == (0, "")
     assert Path("data/mine/input.txt").read_text(encoding="utf-8") == text
     assert not Path("data/shakespeare").exists()
-    done = run(script, "--data_dir=data/mine", "--max_iters=2", "--max_new_tokens=3")
+    done = run(script, *ARGS[script[:-3]], "--data_dir=data/mine", "--max_iters=2")
     assert done.code == 0 and done.names["text"] == text
 
 

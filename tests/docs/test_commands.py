@@ -41,7 +41,7 @@ LEFT_OUT = (
     r"pip install|python -m venv|pytest|prepare_fineweb\.py( |$)"
     r"|prepare_shakespeare\.py$"  # the same; it has tests of its own
     # have tests of their own, take minutes, or need matplotlib
-    r"|docs/(tools/)?(steps|build|draw)\.py|docs/bench/\w+\.py|uv run|--compile"
+    r"|docs/(tools/)?(steps|pages|draw)\.py|docs/bench/\w+\.py|uv run|--compile"
     r"|'r\+b'"  # the small checkpoint of this test has no byte at that place
 )
 

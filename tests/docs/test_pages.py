@@ -146,18 +146,13 @@ def test_prose_measure_and_changed_words(pages):
     assert "class" not in marked, "a word that did not change"
 
 
-@pytest.mark.parametrize(
-    ("args", "says"),
-    [
-        (["{file}"], "{file}: File exists"),
-        (["{file}/folder"], "{file}/folder: Not a directory"),
-    ],
-)
-def test_bad_folder(tmp_path, args, says):
+@pytest.mark.parametrize("below", ["", "/folder"])
+def test_bad_folder(tmp_path, below):
     file = tmp_path / "file"
     file.write_text("")
-    done = command(*(arg.format(file=file) for arg in args))
-    assert (done.returncode, done.stderr) == (1, says.format(file=file) + "\n")
+    done = command(f"{file}{below}")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"{file}{below}")
 
 
 @pytest.mark.parametrize(

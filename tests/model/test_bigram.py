@@ -156,7 +156,7 @@ def test_output(run, script, direct_loss, text):
     args = ["--max_iters=4", "--eval_interval=2", "--max_new_tokens=30"]
     args += ["--prompt=AB é", "--block_size=32", "--batch_size=5"]
     if script == "gpt_char.py":  # its runs are long: it also prints times and samples
-        args += ["--log_interval=3"]
+        args += ["--log_interval=3", "--n_layer=1", "--n_head=2", "--n_embd=32"]
         train_line = r"step     (\d)/4 \| loss \d\.\d{4} \| \d+ ms \| \d+\.\d min left"
         val_line = r"step     (\d)/4 \| val loss \d\.\d{4}"
         expected = [(["3"], train_line), (["2", "4"], val_line)]
