@@ -1,9 +1,13 @@
 """docs/bigram.md quotes all of bigram.py, to the letter, and its numbers are true."""
 
 import ast
+import contextlib
+import io
 import math
 import re
 
+import torch
+import torch.nn.functional as F
 from makers import ROOT
 
 CHAPTER = (ROOT / "docs/bigram.md").read_text(encoding="utf-8")
@@ -62,3 +66,67 @@ def test_losses_in_numbers():
         assert float(loss) == round(math.log(int(n)), 2)
     for loss, n in re.findall(r"e\^(\d\.\d\d) = (\d+)", prose):
         assert int(n) == round(math.exp(float(loss)))
+
+
+# ------------------------------------------------------------- Backpropagation by hand
+BY_HAND = CHAPTER.split("## 14. Backpropagation by hand\n")[1].split("\n## ")[0]
+
+
+def row(name):
+    """The three numbers of a line of the tables, for h, o and a space."""
+    line = re.search(rf"^{re.escape(name)} +(-?\d.*)$", BY_HAND, re.M)[1]
+    return [float(word) for word in re.findall(r"-?\d+(?:\.\d+)?", line)[:3]]
+
+
+def same(numbers, exact, digits=3):
+    exact = [round(x, digits) + 0.0 for x in exact]
+    assert numbers == exact
+
+
+def test_backpropagation_by_hand():
+    """Every line is recomputed: the gradient by PyTorch, the rest step by step."""
+    z = torch.tensor(row("logits z"), dtype=torch.float64, requires_grad=True)
+    p = F.softmax(z, dim=0)
+    same(row("probabilities p"), p.tolist())
+    (dp_dz,) = torch.autograd.grad(p[1], z, retain_graph=True)
+    same(row("dp[o]/dz"), dp_dz.tolist())
+    dL_dp = -1 / p[1].item()
+    assert f"{dL_dp:.3f}" in re.search(r"^dL/dp.*$", BY_HAND, re.M)[0].split()[-1]
+    same(row("dL/dz     = product"), (dL_dp * dp_dz).tolist())
+    before = F.cross_entropy(z, torch.tensor(1))
+    before.backward()
+    same(row("p - y"), z.grad.tolist())
+    y = torch.tensor(row("y"))
+    torch.testing.assert_close(z.grad, p.detach() - y)
+    new = z.detach() - z.grad
+    same(row("new z = z - 1 * (p - y)"), new.tolist())
+    same(row("new p"), F.softmax(new, dim=0).tolist())
+    after = F.cross_entropy(new, torch.tensor(1)).item()
+    said = re.search(r"= (\d\.\d\d)   before.* = (\d\.\d\d)   after", BY_HAND)
+    assert said.groups() == (f"{before.item():.2f}", f"{after:.2f}")
+
+
+def test_a_derivative_by_trial():
+    section = CHAPTER.split("## 13. What a derivative is for\n")[1]
+    trials = re.findall(r"^logits  (.*?)      loss (.*)$", section, re.M)
+    losses = []
+    for logits, loss in trials:
+        exact = -math.log(softmax(map(float, logits.split()))[1])
+        assert loss == f"{exact:.4f}"
+        losses.append(float(loss))
+    slope = re.search(r"^slope .*= +(-\d\.\d+)$", section, re.M)[1]
+    assert slope == f"{(losses[1] - losses[0]) / 0.01:.2f}"
+
+
+def softmax(logits):
+    powers = [math.exp(z) for z in logits]
+    return [power / sum(powers) for power in powers]
+
+
+def test_the_check_with_pytorch_prints_what_it_says():
+    code = BY_HAND.split("```python\n")[1].split("```")[0]
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        exec(code, {})
+    printed = re.findall(r"-?\d\.\d{4}", out.getvalue())
+    assert re.findall(r"-?\d\.\d{4}", code) == printed
