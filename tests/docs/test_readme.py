@@ -285,7 +285,7 @@ def test_ladder_table_is_that_of_the_report():
     report = json.loads((ROOT / "docs/bench/ladder.json").read_text(encoding="utf-8"))
     measured = report["tables"]["Every script without arguments"]
     rows = re.findall(
-        r"^\| \[(\w+)\.py\]\S+ \| [\d,]+ \| ([\d.]+) \| (\d+) s \|$", README, re.M
+        r"^\| \[(\w+)\.py\]\S+ \| .* \| ([\d.]+) \| (\d+) s \| .*\|$", README, re.M
     )
     assert [name for name, *_ in rows] == list(measured)
     for name, loss, seconds in rows:

@@ -1,0 +1,233 @@
+"""What attention does on one line of text: the numbers behind docs/v2_attention.md.
+
+    python docs/bench/attention.py
+
+Trains v2_attention.py, changed in several ways, and writes docs/bench/attention.md, and
+.json with the queries, keys and values that the pictures draw. Takes about five
+minutes.
+"""
+
+import io
+import json
+import math
+import platform
+import runpy
+import sys
+import tempfile
+import time
+from contextlib import redirect_stdout
+from datetime import date
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+BENCH = ROOT / "docs/bench"
+LINE = "my father"
+MASK = "hide the future\n"
+NEAR = "        scores = scores.masked_fill(self.past[:T, :T].tril(-2), -torch.inf)\n"
+NO_MASK = ("        scores = scores.masked_fill(~self.past[:T, :T], -torch.inf)", "")
+NO_SQRT = (" / k.shape[-1] ** 0.5", "")
+Q_K_V = "self.query(x), self.key(x), self.value(x)"
+# What is measured: the name in the report, the flags, what is replaced in the script
+RUNS = {
+    "nothing": ([], []),
+    "without the mask": ([], [NO_MASK]),
+    "without the mask, after 100 steps": (["--max_iters=100"], [NO_MASK]),
+    "without the square root": ([], [NO_SQRT]),
+    "one head": (["--n_head=1"], []),
+    "one head, without the square root": (["--n_head=1"], [NO_SQRT]),
+    "K = V": ([], [(Q_K_V, "self.query(x), self.key(x), self.key(x)")]),
+    "Q = K": ([], [(Q_K_V, "self.key(x), self.key(x), self.value(x)")]),
+    "Q = K = V": ([], [(Q_K_V, "self.key(x), self.key(x), self.key(x)")]),
+    "only itself and the one before": ([], [(MASK, MASK + NEAR)]),
+}
+
+
+def run(source, flags):
+    """Run a script: its names afterwards, and its last loss."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "script.py")
+        path.write_text(source, encoding="utf-8")
+        sys.argv = [str(path), "--device=cpu", *flags]
+        out = io.StringIO()
+        with redirect_stdout(out):
+            names = runpy.run_path(str(path), run_name="__main__")
+    sample = out.getvalue().split("-" * 80)[1].strip("\n")
+    return names, float(out.getvalue().split()[-1]), sample
+
+
+def changed(source, replacements):
+    for old, new in replacements:
+        assert source.count(old) == 1, old
+        source = source.replace(old, new)
+    return source
+
+
+def rounded(tensor):
+    """A tensor as lists of numbers with four decimals."""
+    return json.loads(
+        json.dumps(tensor.tolist()), parse_float=lambda s: round(float(s), 4)
+    )
+
+
+def entropy(weights):
+    """Of each row, in nats."""
+    return -(weights * weights.clamp_min(1e-30).log()).sum(dim=-1)
+
+
+def softmax_of(scores):
+    """The masked softmax of scores (..., T, T)."""
+    T = scores.shape[-1]
+    future = torch.ones(T, T).triu(1).bool()
+    return scores.masked_fill(future, -torch.inf).softmax(dim=-1)
+
+
+@torch.no_grad()
+def entropies(names):
+    """Mean entropy of the last row of weights, with and without the square root."""
+    model = names["model"]
+    x = names["val_data"][: 64 * 200].view(200, 64)
+    x = model.wte(x) + model.wpe(torch.arange(64))
+    found = {"with": [], "without": []}
+    for head in model.attn.heads:
+        q, k = head.query(x), head.key(x)
+        scores = q @ k.transpose(1, 2)
+        hs = q.shape[-1]
+        found["with"].append(entropy(softmax_of(scores / hs**0.5))[:, -1].mean().item())
+        found["without"].append(entropy(softmax_of(scores))[:, -1].mean().item())
+    return {name: sum(values) / len(values) for name, values in found.items()}
+
+
+@torch.no_grad()
+def line_of(names):
+    """x, and the queries, keys and values of each head, on the line."""
+    model = names["model"]
+    idx = torch.tensor(names["encode"](LINE))
+    x = model.wte(idx) + model.wpe(torch.arange(len(LINE)))
+    heads = []
+    for head in model.attn.heads:
+        parts = {"q": head.query(x), "k": head.key(x), "v": head.value(x)}
+        heads.append({name: rounded(part) for name, part in parts.items()})
+    return {"text": LINE, "x": rounded(x), "heads": heads}
+
+
+def random_vectors(hs):
+    """Queries and keys of variance 1: how sharp is the softmax of 64 scores?"""
+    torch.manual_seed(0)
+    q, k = torch.randn(1000, 1, hs), torch.randn(1000, 64, hs)
+    scores = (q @ k.transpose(1, 2))[:, 0]
+    rows = {}
+    for name, divisor in (("without", 1), ("with", hs**0.5)):
+        weights = (scores / divisor).softmax(dim=-1)
+        rows[name] = {
+            "entropy": entropy(weights).mean().item(),
+            "largest weight": weights.max(dim=-1).values.mean().item(),
+        }
+    return rows
+
+
+def counted(names, n):
+    """Val loss of a table of n-grams, made by counting, 0.01 added to each count."""
+    V = names["vocab_size"]
+    counts = torch.full((V**n,), 0.01)
+    ids = {}
+    for part in ("train_data", "val_data"):
+        data = names[part]
+        ids[part] = sum(
+            data[i : len(data) - n + 1 + i] * V ** (n - 1 - i) for i in range(n)
+        )
+    counts += ids["train_data"].bincount(minlength=V**n)
+    table = counts.view(-1, V)
+    probs = (table / table.sum(dim=1, keepdim=True)).flatten()
+    return -probs[ids["val_data"]].log().mean().item()
+
+
+def seconds_to_write(source):
+    """The time of a sample of 2,000 characters, all together."""
+    start = time.perf_counter()
+    run(source, ["--max_iters=0", "--max_new_tokens=2000"])
+    with_it = time.perf_counter() - start
+    start = time.perf_counter()
+    run(source, ["--max_iters=0", "--max_new_tokens=1"])
+    return with_it - (time.perf_counter() - start)
+
+
+def main():
+    steps = runpy.run_path(str(ROOT / "docs/tools/steps.py"))["steps"]
+    files = steps((ROOT / "bigram.py").read_text(encoding="utf-8"))
+    chapter = {k: v for k, v in files.items() if k.startswith("v2_attention/")}
+    writing = {}
+    for name, text in chapter.items():
+        if "square_root" in name or "limit" in name:
+            writing[Path(name).stem] = seconds_to_write(text)
+    source = (ROOT / "v2_attention.py").read_text(encoding="utf-8")
+    losses, samples, line = {}, {}, {}
+    for name, (flags, replacements) in RUNS.items():
+        names, losses[name], samples[name] = run(changed(source, replacements), flags)
+        print(f"{name}: {losses[name]:.4f}", flush=True)
+        if name == "nothing":
+            line = line_of(names)
+            grams = {n: counted(names, n) for n in (1, 2, 3)}
+    names, _, _ = run(source, ["--n_head=1", "--max_iters=0"])
+    start = entropies(names)
+    random = {hs: random_vectors(hs) for hs in (8, 32, 128)}
+    tables = {"loss": losses, "sample": samples, "random": random, "start": start}
+    tables |= {"n-grams": grams, "seconds": writing}
+    found = {"tables": tables, "line": line}
+    (BENCH / "attention.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
+    report = [
+        "# What attention does: python docs/bench/attention.py",
+        "",
+        f"{platform.machine()}, {torch.get_num_threads()} threads, "
+        f"torch {torch.__version__}, {date.today()}; seed 1337, 1,000 steps.",
+        "",
+        "### v2_attention.py, changed",
+        "",
+        "| change | val loss |",
+        "|---|---:|",
+        *[f"| {name} | {loss:.4f} |" for name, loss in losses.items()],
+        "",
+        "### Entropy of the 64 weights of the last position, one head, not yet trained",
+        "",
+        "| weights | entropy, nats |",
+        "|---|---:|",
+        f"| all equal: ln 64 | {math.log(64):.2f} |",
+        f"| with the square root | {start['with']:.2f} |",
+        f"| without the square root | {start['without']:.2f} |",
+        "",
+        "### The softmax of 64 dot products of random vectors",
+        "",
+        "| hs | entropy, without √hs | largest weight | entropy, with √hs | largest |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for hs, row in random.items():
+        cells = []
+        for name in ("without", "with"):
+            cells += [f"{row[name][m]:.2f}" for m in ("entropy", "largest weight")]
+        report.append(f"| {hs} | {' | '.join(cells)} |")
+    report += [
+        "",
+        "### Tables made by counting, 0.01 added to each count",
+        "",
+        "| characters | val loss |",
+        "|---|---:|",
+        *[f"| {n} | {loss:.4f} |" for n, loss in grams.items()],
+        "",
+        "### To write 2,000 characters",
+        "",
+        "| file | s |",
+        "|---|---:|",
+        *[f"| {name} | {seconds:.1f} |" for name, seconds in writing.items()],
+        "",
+        "### What it writes",
+        "",
+    ]
+    for name in ("nothing", "without the mask"):
+        report += [f"{name}:", "", "```text", samples[name][:300], "```", ""]
+    text = "\n".join(report).rstrip() + "\n"
+    (BENCH / "attention.md").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

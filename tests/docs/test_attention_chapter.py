@@ -1,0 +1,206 @@
+"""docs/v2_attention.md: every worked number is recomputed.
+
+The queries, keys and values of the real line are those that docs/bench/attention.py
+took from a trained model; here they go through softmax(Q K^T / sqrt(d)) V once more.
+"""
+
+import json
+import math
+import re
+import runpy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import ROOT, capture
+
+CHAPTER = (ROOT / "docs/v2_attention.md").read_text(encoding="utf-8")
+REPORT = json.loads((ROOT / "docs/bench/attention.json").read_text(encoding="utf-8"))
+HEAD = 2  # the third, which the chapter follows
+
+
+def section(title):
+    """The text from a heading to the next."""
+    return re.search(rf"^## {title}\n(.*?)(?=^## )", CHAPTER, re.M | re.S)[1]
+
+
+def numbers_of(line):
+    return [float(word) for word in re.findall(r"-?\d+(?:\.\d+)?", line)]
+
+
+def row(text, name):
+    """The numbers of a line that starts with a name."""
+    return numbers_of(re.search(rf"^{re.escape(name)} +(\S.*)$", text, re.M)[1])
+
+
+def line_of(head):
+    parts = REPORT["line"]["heads"][head]
+    return [np.array(parts[name]) for name in "qkv"]
+
+
+def softmax(scores):
+    powers = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+# ----------------------------------------------------------------------- Small examples
+def test_products_are_right():
+    """Every "2*2 + 1*1  =  5" of the chapter."""
+    found = re.findall(r"((?:-?\d\*-?\d \+ )+-?\d\*-?\d) += +(-?\d)", CHAPTER)
+    assert len(found) >= 5
+    for sum_of_products, result in found:
+        assert eval(sum_of_products) == int(result)
+
+
+def test_the_average_of_three():
+    text = section("2. An average")
+    rows = re.findall(r"\( (\d), (\d) \) +(?:= +)?\( (\d), (\d) \)", text)
+    rows = np.array(rows, dtype=float)
+    assert rows.shape == (3, 4)
+    assert np.allclose(np.full((3, 3), 1 / 3) @ rows[:, :2], rows[:, 2:])
+
+
+def test_the_mask_in_numbers():
+    text = section("3. The mask")
+    scores = torch.zeros(3, 3).masked_fill(~torch.ones(3, 3).tril().bool(), -torch.inf)
+    weights = F.softmax(scores, dim=-1)
+    said = re.search(r"weights\n(.*?)```", text, re.S)[1].splitlines()
+    for line, exact in zip(said, weights.tolist(), strict=True):
+        words = re.split(r" {3,}", line.strip())[-3:]
+        cells = " ".join(words).split()[-3:]
+        assert [eval(cell) for cell in cells] == pytest.approx(exact)
+    vectors = torch.tensor([[3.0, 0], [3, 0], [0, 3]])
+    results = re.search(r"the results are (.*?)\.", " ".join(text.split()))[1]
+    assert numbers_of(results) == pytest.approx((weights @ vectors).flatten().tolist())
+
+
+def test_query_key_value_in_numbers():
+    text = section("5. Query, key, value")
+    rows = re.findall(r"^\d  \w .*$", text, re.M)
+    rows = [numbers_of(line)[1:] for line in rows]  # without the position
+    query = np.array(rows[-1][:2])
+    rows[-1] = rows[-1][2:]
+    keys, values = np.array(rows)[:, :2], np.array(rows)[:, 2:4]
+    scores = keys @ query
+    weights = softmax(scores)
+    assert [r[4] for r in rows] == scores.tolist()
+    assert [r[5] for r in rows] == np.exp(scores).round(1).tolist()
+    assert [r[6] for r in rows] == weights.round(2).tolist()
+    output = re.search(r"^output of d:.*=  \((.*)\)$", text, re.M)[1]
+    assert numbers_of(output) == (weights @ values).round(2).tolist()
+
+
+def test_positions_in_numbers():
+    text = section("8. Positions")
+    what, where, x = (row(text, name) for name in ("wte  what", "wpe  where", "x"))
+    assert (np.array(what) + where).tolist() == x
+
+
+# ------------------------------------------------------------------------ The real line
+def test_one_row_by_hand():
+    text = section("The formula on a real line")
+    q, k, v = line_of(HEAD)
+    line = REPORT["line"]["text"]
+    at = line.index("h")
+    letters = re.search(r"^head 3, h +(.*)$", text, re.M)[1].split()
+    assert "".join(letters).replace("␣", " ") == line[: at + 1]
+    products = k[: at + 1] @ q[at]
+    scores = products / math.sqrt(q.shape[1])
+    powers = np.exp(scores - scores.max())
+    weights = powers / powers.sum()
+
+    def close(name, exact, last=None):
+        found = row(text, name)
+        exact = [*exact] if last is None else [*exact, last]
+        assert found == pytest.approx(exact, abs=0.0051), name
+
+    close("q.k", products)
+    close("/ sqrt(32)", scores)
+    close("- largest", scores - scores.max())
+    close("e^", powers, powers.sum())
+    close("weight", weights, 1)
+    close("v[0]", v[: at + 1, 0])
+    said = re.search(r"^output\[0\].*=  (\S+)$", text, re.M)[1]
+    assert float(said) == pytest.approx(weights @ v[: at + 1, 0], abs=0.005)
+    sharp = softmax(products)
+    said = re.search(r"give the `a` a\s+weight of (\d\.\d\d)", text)[1]
+    assert float(said) == round(sharp[line.index("a")], 2)
+
+
+def test_what_the_heads_look_at():
+    """At the h of "my father": itself, a, (a, t and the space), t."""
+    line = REPORT["line"]["text"]
+    at = line.index("h")
+    weights = []
+    for head in range(4):
+        q, k, _ = line_of(head)
+        weights.append(softmax(k[: at + 1] @ q[at] / math.sqrt(q.shape[1])))
+    for head, letter in ((0, "h"), (1, "a"), (3, "t")):
+        assert line[weights[head].argmax()] == letter
+        assert weights[head].max() > 0.95
+    three = {line[i] for i in weights[HEAD].argsort()[-3:]}
+    assert three == {"a", "t", " "}
+
+
+# ------------------------------------------------------------------------- What it says
+def test_order_makes_no_difference_before_positions():
+    """After "the" and "hte": the same prediction in step 7, another one in step 8."""
+    files = runpy.run_path(str(ROOT / "docs/tools/steps.py"))["steps"]
+    texts = files((ROOT / "bigram.py").read_text(encoding="utf-8"))
+    for step, equal in (("07", True), ("08", False)):
+        (source,) = [
+            t for n, t in texts.items() if n.startswith(f"v2_attention/{step}")
+        ]
+        names = {"__name__": "step", "__file__": str(ROOT / "step.py")}
+        args = ["step.py", "--device=cpu", "--max_iters=0", "--max_new_tokens=1"]
+        done = capture(args, lambda: exec(source, names))
+        assert done.code == 0, done.err
+        idx = torch.tensor([names["encode"](word) for word in ("the", "hte")])
+        the, hte = names["model"].logits(idx)[:, -1]
+        assert torch.allclose(the, hte, atol=1e-5) == equal
+
+
+def test_random_dot_products_have_variance_hs():
+    torch.manual_seed(1)
+    q, k = torch.randn(2, 20_000, 128)
+    assert (q * k).sum(dim=1).var().item() == pytest.approx(128, rel=0.05)
+
+
+def test_similar_means_itself():
+    """Step 4: the dot product of a random vector with itself and with another."""
+    torch.manual_seed(1)
+    x = torch.randn(65, 128)
+    products = x @ x.T
+    assert products.diagonal().mean().item() == pytest.approx(128, rel=0.05)
+    others = products[~torch.eye(65).bool()]
+    assert others.std().item() == pytest.approx(11, rel=0.1)
+
+
+def test_every_step_has_its_parts():
+    """A prediction, a command, a measurement, a sample and a question with its answer.
+
+    Step 7 has its command over two lines.
+    """
+    steps = re.findall(r"^## \d\. .*?(?=^## )", CHAPTER, re.M | re.S)
+    assert len(steps) == CHAPTER.count("\n```diff\n")
+    for step in steps:
+        for part in ("**In the diff**", "**Predict**", "**Run**", "*Measured:*"):
+            assert part in step, (part, step[:60])
+        assert "<details><summary>" in step
+    titles = re.findall(r"^## (.*)$", CHAPTER, re.M)
+    assert not [title for title in titles if " and " in title]
+
+
+def test_samples_are_those_of_the_report():
+    report = (ROOT / "docs/bench/steps_v2_attention.md").read_text(encoding="utf-8")
+    found = re.findall(r"^### (\d\d)_\w+\n\n```text\n(.*?)\n```$", report, re.M | re.S)
+    samples = dict(found)
+    for number, step in enumerate(re.split(r"^## (?=\d)", CHAPTER, flags=re.M)):
+        shown = [
+            b for b in re.findall(r"```text\n(.*?)\n```", step, re.S) if "ROMEO:" in b
+        ]
+        whole = "\n".join(
+            line.rstrip() for line in samples[f"{number:02d}"].split("\n")
+        )
+        assert shown == [whole], number
