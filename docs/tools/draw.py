@@ -3,8 +3,8 @@
     python docs/tools/draw.py              all of them, to docs/pictures/
     python docs/tools/draw.py NAME ...     some: bigram, heads, shapes, worth, ...
 
-bigram and heads first train bigram.py and v2_attention.py, in the current folder;
-curves, samples, peers, cost and worth draw what docs/bench has:
+bigram first trains bigram.py, in the current folder; most others draw what docs/bench
+has:
     python docs/bench/bench.py curves
     cp out/bench/curves.* docs/bench/
 """
@@ -103,77 +103,49 @@ def bigram():
     save(figure, "bigram", "The table of pairs of characters, counted and learned")
 
 
-def heads():
-    """What each head of v2_attention.py looks at, over a line of text."""
-    names = train("v2_attention.py")
-    text, found, softmax = "ROMEO:\nWhat light there", [], names["F"].softmax
-    ids = names["torch"].tensor([names["encode"](text)], device=names["device"])
-    names["F"].softmax = lambda x, dim: found.append(softmax(x, dim=dim)) or found[-1]
-    try:
-        names["model"].logits(ids)
-    finally:
-        names["F"].softmax = softmax
-    figure, all_axes = plt.subplots(2, 2, figsize=(9, 9.6))
-    for n, (axes, weights) in enumerate(zip(all_axes.flat, found)):
-        weights = weights[0].detach().cpu()
-        weights = weights.masked_fill(weights < 0.02, float("nan"))  # not drawn
-        axes.pcolormesh(weights, cmap="Oranges", vmin=0, vmax=0.6)
-        axes.plot([0, len(text)], [0, len(text)], color=GREY, linewidth=0.5)
-        letters(axes, text, text)
-        axes.set_title(f"head {n + 1}", pad=18)
-    figure.supylabel("the position that looks", x=0.05)
-    figure.supxlabel(
-        "the position that it looks at: the darker, the more weight", y=0.05
-    )
-    save(
-        figure,
-        "heads",
-        "The weights of the four heads of v2_attention.py over a line of text",
-    )
-
-
 SHOWN = {" ": "␣", "\n": "↵"}
 HEAD = 2  # the head of v2_attention.py that the chapter follows, from 0
 
 
 def one_line():
-    """The line of docs/bench/attention.json: its text, x, and one head's q, k, v."""
+    """The line of docs/bench/attention.json: text, x, and (q, k, v) of each head."""
     report = (DOCS / "bench/attention.json").read_text(encoding="utf-8")
     line = json.loads(report)["line"]
-    head = line["heads"][HEAD]
     text = [SHOWN.get(c, c) for c in line["text"]]
-    return text, [np.array(part) for part in (line["x"], *head.values())]
+    heads = []
+    for head in line["heads"]:
+        heads.append([np.array(part) for part in head.values()])
+    return text, np.array(line["x"]), heads
 
 
-def strip(axes, matrix, title, color, rows=()):
+def strip(axes, matrix, title, color, rows):
     """Draw a matrix as an image, its rows labelled by characters."""
-    axes.imshow(matrix, cmap="RdBu", vmin=-5, vmax=5, interpolation="none")
+    limits = dict(vmin=-5, vmax=5, aspect="auto")
+    axes.imshow(matrix, cmap="RdBu", interpolation="none", **limits)
     axes.set_yticks(range(len(rows)), rows)
     axes.set_xticks([])
-    axes.tick_params(length=0)
+    axes.tick_params(length=0, labelsize=10)
     axes.spines[:].set_visible(True)
     axes.set_title(title, color=color, fontsize=12)
 
 
 def qkv():
     """Where the queries, keys and values of a line of text come from."""
-    text, (x, q, k, v) = one_line()
-    figure = plt.figure(figsize=(9, 4.6))
-    top = figure.add_axes((0.04, 0.62, 0.94, 0.28))
-    strip(
-        top, x, "x: a vector of 128 numbers for each position (9, 128)", "black", text
-    )
+    text, x, every_head = one_line()
+    q, k, v = every_head[HEAD]
+    figure = plt.figure(figsize=(9, 5))
+    top = figure.add_axes((0.04, 0.59, 0.94, 0.34))
+    strip(top, x, "x: 128 numbers for each position  (9, 128)", "black", text)
     parts = (("query", "Q", q, BLUE), ("key", "K", k, ORANGE), ("value", "V", v, GREEN))
     for n, (layer, letter, matrix, color) in enumerate(parts):
         left = 0.04 + 0.33 * n
-        axes = figure.add_axes((left, 0.04, 0.28, 0.34))
-        strip(axes, matrix, f"{letter} (9, 32)", color, text)
-        figure.text(left + 0.155, 0.5, f"self.{layer}(x)", color=color, fontsize=11)
+        axes = figure.add_axes((left, 0.03, 0.28, 0.34))
+        strip(axes, matrix, f"{letter}  (9, 32)", color, text)
+        figure.text(left + 0.155, 0.49, f"self.{layer}(x)", color=color, fontsize=11)
         arrow = dict(arrowstyle="->", color=color, linewidth=1.5)
         at = dict(xycoords="figure fraction", textcoords="figure fraction")
-        top.annotate(
-            "", (left + 0.14, 0.46), (left + 0.14, 0.6), arrowprops=arrow, **at
-        )
+        middle = left + 0.14
+        top.annotate("", (middle, 0.44), (middle, 0.57), arrowprops=arrow, **at)
     save(figure, "qkv", "The queries, keys and values of a line, made from its vectors")
 
 
@@ -200,27 +172,46 @@ def numbers(axes, matrix, text, title, cmap, limits, digits):
     axes.set_title(title, fontsize=11, pad=20)
 
 
+def weights_of(scores):
+    """The masked softmax of each row; nan where the mask is."""
+    past = np.tril(np.ones(scores.shape, dtype=bool))
+    powers = np.exp(np.where(past, scores, -np.inf))
+    return np.where(past, powers / powers.sum(axis=1, keepdims=True), np.nan)
+
+
 def attention():
     """From queries and keys to scores, weights and the output, on a line of text."""
-    text, (_, q, k, v) = one_line()
-    T, hs = q.shape
-    scores = q @ k.T / hs**0.5
-    past = np.tril(np.ones((T, T), dtype=bool))
-    powers = np.where(past, np.exp(scores - scores.max(axis=1, keepdims=True)), 0)
-    weights = powers / powers.sum(axis=1, keepdims=True)
+    text, _, every_head = one_line()
+    q, k, v = every_head[HEAD]
+    scores = q @ k.T / q.shape[1] ** 0.5
+    weights = weights_of(scores)
+    hidden = np.where(np.isnan(weights), np.nan, scores)
     figure, ((left, middle), (low_left, right)) = plt.subplots(2, 2, figsize=(9, 9))
-    title = "scores: $Q K^T / \\sqrt{32}$ (9, 9)"
+    right.set_box_aspect(0.9)
+    title = "scores: Q Kᵀ / √32  (9, 9)"
     numbers(left, scores, text, title, "Oranges", (-18, 6), 1)
-    hidden = np.where(past, scores, np.nan)
-    title = "masked: the future is $-\\infty$"
+    title = "masked: the future is -∞"
     numbers(middle, hidden, text, title, "Oranges", (-18, 6), 1)
-    shown = np.where(past, weights, np.nan)
-    title = "weights: softmax of each row"
-    numbers(low_left, shown, text, title, "Oranges", (0, 1), 2)
-    strip(right, weights @ v, "output: weights $\\cdot\\ V$ (9, 32)", GREEN, text)
+    title = "weights: softmax of each row  (9, 9)"
+    numbers(low_left, weights, text, title, "Oranges", (0, 1), 2)
+    output = np.nan_to_num(weights) @ v
+    strip(right, output, "output: weights · V  (9, 32)", GREEN, text)
     left.set_ylabel("the position that looks")
     low_left.set_ylabel("the position that looks")
     save(figure, "attention", "Scores, masked scores, weights and output for a line")
+
+
+def heads():
+    """What each of the four heads looks at, on the same line."""
+    text, _, every_head = one_line()
+    figure, all_axes = plt.subplots(2, 2, figsize=(9, 9))
+    for n, (axes, (q, k, _)) in enumerate(zip(all_axes.flat, every_head), start=1):
+        weights = weights_of(q @ k.T / q.shape[1] ** 0.5)
+        numbers(axes, weights, text, f"head {n}", "Oranges", (0, 1), 2)
+    figure.supylabel("the position that looks", x=0.04)
+    save(
+        figure, "heads", "The weights of the four heads of v2_attention.py over a line"
+    )
 
 
 def samples():
@@ -491,23 +482,28 @@ def layouts():
 
 def curves():
     """The loss of every script against the seconds of training."""
-    figure, axes = plt.subplots(figsize=(9, 4.8))
-    # Two scripts end near the same point: their names stand above and below it
-    shift = {"gpt_char": (-34, -20), "gpt2_train": (8, -12), "sparse_gpt": (8, 2)}
+    figure, (start, whole) = plt.subplots(
+        1, 2, figsize=(9, 4.2), width_ratios=(2, 3), sharey=True, layout="constrained"
+    )
+    shift = {"gpt_char": (-62, -18), "gpt2_train": (-40, -32), "sparse_gpt": (-60, 8)}
     for name, run in tables("curves").items():
         seconds, losses = zip(*run["points"])
-        axes.plot(seconds, losses, linewidth=2, color=COLORS[name])
-        axes.plot(seconds[-1], losses[-1], "o", color=COLORS[name])
-        at = dict(xytext=shift.get(name, (8, 2)), color=COLORS[name])
         label = f"{name}.py {losses[-1]:.2f}"
-        at |= dict(textcoords="offset points", fontsize=11)
-        axes.annotate(label, (seconds[-1], losses[-1]), **at)
-    axes.set(xlabel="seconds of training, on two cores", xlim=(0, 290))
-    axes.set(ylabel="val loss (nats per character)", ylim=(1.2, 4.17))
-    axes.annotate(
-        "4.17: knows nothing", (0, 4.17), (10, -4), textcoords="offset points"
-    )
-    axes.grid()
+        for axes in (start, whole):
+            axes.plot(seconds, losses, linewidth=2, color=COLORS[name])
+            axes.plot(seconds[-1], losses[-1], "o", color=COLORS[name])
+        axes = start if name in ("bigram", "v2_attention") else whole
+        at = {"bigram": (8, 8), "v2_attention": (-60, 12)} | shift
+        at = dict(xytext=at[name], textcoords="offset points", color=COLORS[name])
+        axes.annotate(label, (seconds[-1], losses[-1]), fontsize=11, **at)
+    start.set(ylabel="val loss (nats per character)", ylim=(1, 4.17), xlim=(0, 20))
+    start.set(xlabel="the first 20 seconds")
+    whole.set(xlabel="seconds of training, on two cores", xlim=(0, 250))
+    start.set_yticks([1, 1.5, 2, 2.5, 3, 3.5, 4.17])
+    at = dict(xytext=(14, -12), textcoords="offset points", fontsize=11, color=GREY)
+    whole.annotate("4.17: knows nothing yet", (0, 4.17), **at)
+    start.grid()
+    whole.grid()
     title = "Validation loss of the scripts against the time of training"
     save(figure, "curves", title)
 

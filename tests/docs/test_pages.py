@@ -136,8 +136,8 @@ def test_every_step_is_shown_in_full(pages, pairs):
 
 
 def test_prose_measure_and_changed_words(pages):
-    page = (pages / "v2_attention_3.html").read_text(encoding="utf-8")
-    assert "Three linear layers make, for every position" in text(page)
+    page = (pages / "v2_attention_5.html").read_text(encoding="utf-8")
+    assert "each position gets three vectors instead of one" in text(page)
     assert re.search('<p class="measured"><em>Measured:</em> .*[0-9]', page)
     marked = [html.unescape(word) for word in re.findall("<mark>(.*?)</mark>", page)]
     assert ", head_size" in "".join(marked), (
