@@ -39,6 +39,20 @@ def line_of(head):
     return [np.array(parts[name]) for name in "qkv"]
 
 
+def names_of(step, *flags):
+    """The names of the file after a step, which has run without training."""
+    files = runpy.run_path(str(ROOT / "docs/tools/steps.py"))["steps"]
+    texts = files((ROOT / "bigram.py").read_text(encoding="utf-8"))
+    (source,) = [
+        text for name, text in texts.items() if name.startswith(f"v2_attention/{step}_")
+    ]
+    names = {"__name__": "step", "__file__": str(ROOT / "step.py")}
+    args = ["step.py", "--device=cpu", "--max_iters=0", "--max_new_tokens=1", *flags]
+    done = capture(args, lambda: exec(source, names))
+    assert done.code == 0, done.err
+    return names
+
+
 def softmax(scores):
     powers = np.exp(scores - scores.max(axis=-1, keepdims=True))
     return powers / powers.sum(axis=-1, keepdims=True)
@@ -71,8 +85,11 @@ def test_the_mask_in_numbers():
         cells = " ".join(words).split()[-3:]
         assert [eval(cell) for cell in cells] == pytest.approx(exact)
     vectors = torch.tensor([[3.0, 0], [3, 0], [0, 3]])
-    results = re.search(r"the results are (.*?)\.", " ".join(text.split()))[1]
-    assert numbers_of(results) == pytest.approx((weights @ vectors).flatten().tolist())
+    results = weights @ vectors
+    said = re.search(r"the results are (.*?)\.", " ".join(text.split()))[1]
+    assert numbers_of(said) == pytest.approx(results.flatten().tolist())
+    head = names_of("03", "--n_embd=2", "--block_size=3")["Head"]()
+    torch.testing.assert_close(head(vectors[None])[0], results)
 
 
 def test_query_key_value_in_numbers():
@@ -87,8 +104,18 @@ def test_query_key_value_in_numbers():
     assert [r[4] for r in rows] == scores.tolist()
     assert [r[5] for r in rows] == np.exp(scores).round(1).tolist()
     assert [r[6] for r in rows] == weights.round(2).tolist()
-    output = re.search(r"^output of d:.*=  \((.*)\)$", text, re.M)[1]
-    assert numbers_of(output) == (weights @ values).round(2).tolist()
+    said = re.search(r"^output of d:.*=  \((.*)\)$", text, re.M)[1]
+    output = weights @ values
+    assert numbers_of(said) == output.round(2).tolist()
+    # The same by the Head of the step: position t has a 1 in channel t
+    head = names_of("05", "--n_embd=4", "--block_size=4")["Head"](2)
+    queries = np.array([[0, 0], [0, 0], [0, 0], query])
+    with torch.no_grad():
+        for name, rows in (("query", queries), ("key", keys), ("value", values)):
+            getattr(head, name).weight.copy_(torch.tensor(rows.T))
+            getattr(head, name).bias.zero_()
+        last = head(torch.eye(4)[None])[0, 3]
+    assert last.tolist() == pytest.approx(output.tolist())
 
 
 def test_positions_in_numbers():
@@ -146,16 +173,8 @@ def test_what_the_heads_look_at():
 # ------------------------------------------------------------------------- What it says
 def test_order_makes_no_difference_before_positions():
     """After "the" and "hte": the same prediction in step 7, another one in step 8."""
-    files = runpy.run_path(str(ROOT / "docs/tools/steps.py"))["steps"]
-    texts = files((ROOT / "bigram.py").read_text(encoding="utf-8"))
     for step, equal in (("07", True), ("08", False)):
-        (source,) = [
-            t for n, t in texts.items() if n.startswith(f"v2_attention/{step}")
-        ]
-        names = {"__name__": "step", "__file__": str(ROOT / "step.py")}
-        args = ["step.py", "--device=cpu", "--max_iters=0", "--max_new_tokens=1"]
-        done = capture(args, lambda: exec(source, names))
-        assert done.code == 0, done.err
+        names = names_of(step)
         idx = torch.tensor([names["encode"](word) for word in ("the", "hte")])
         the, hte = names["model"].logits(idx)[:, -1]
         assert torch.allclose(the, hte, atol=1e-5) == equal

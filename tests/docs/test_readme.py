@@ -293,3 +293,13 @@ def test_ladder_table_is_that_of_the_report():
             name
         )
         assert seconds == f"{statistics.median(measured[name]['wall s']):.0f}", name
+
+
+def test_lines_that_the_models_wrote_are_in_a_report():
+    written = re.findall(r"^\| \[\w+\.py\]\S+ \| .* \| `(.+)` \|$", README, re.M)
+    assert len(written) >= 3
+    reports = ""
+    for path in ROOT.glob("docs/bench/*.*"):
+        reports += path.read_text(encoding="utf-8")
+    for line in written:
+        assert line in reports, line

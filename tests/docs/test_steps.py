@@ -5,7 +5,6 @@ docs/tools/steps.py carries an edit through all that follows, or says where it c
 
 import ast
 import difflib
-import math
 import os
 import random
 import re
@@ -792,63 +791,8 @@ def test_every_file_in_between_runs(unfolded, start, chapter):
 
 
 # ----------------------------------------------------------------- What the prose says
-def prose_of(chapter, words):
-    """The prose of the step that has these words in its title."""
-    (found,) = [prose for _, title, prose, _ in sections(chapter) if words in title]
-    return found
-
-
 def numbers(text):
     return [float(word) for word in re.findall(r"-?\d+(?:\.\d+)?", text)]
-
-
-def test_attention_in_numbers(load):
-    """The example of one head of attention: by hand, and by the script's Head."""
-    prose = prose_of("v2_attention", "one head of attention")
-    rows = re.findall(r"^(\d +[a-z] .*)$", prose, flags=re.M)
-    table = [numbers(row)[1:] for row in rows]
-    assert len(table) == 4 and all(len(row) == 6 for row in table)
-    q, k, v = ([row[i : i + 2] for row in table] for i in (0, 2, 4))
-    rows = re.findall(r"^(\d +-?\d.*)$", prose, flags=re.M)
-    results = [numbers(row)[1:] for row in rows]
-    assert len(results) == 4
-    names = load("v2_attention.py", "--n_embd=4", "--n_head=2", "--block_size=4")
-    head = names["Head"](2)
-    with torch.no_grad():
-        for name, rows in zip(("query", "key", "value"), (q, k, v)):
-            getattr(head, name).weight.copy_(torch.tensor(rows).T)
-            getattr(head, name).bias.zero_()
-        out = head(torch.eye(4)[None])[0]  # position t has a 1 in channel t
-    for t, said in enumerate(results):
-        scores = []
-        for s in range(t + 1):
-            dot = sum(a * b for a, b in zip(q[t], k[s]))
-            scores.append(dot / math.sqrt(2))
-        weights = [math.exp(score) / sum(map(math.exp, scores)) for score in scores]
-        mean = [sum(w * v[s][c] for s, w in enumerate(weights)) for c in (0, 1)]
-        assert said == [round(x, 2) for x in scores + weights + mean]
-        torch.testing.assert_close(out[t], torch.tensor(mean), rtol=0, atol=1e-6)
-
-
-def test_the_average_of_the_past_in_numbers(load, unfolded):
-    """The three matrices of that step; the file in between computes the last."""
-    prose = prose_of("v2_attention", "average of the past")
-    rows = re.findall(r"^((?: +(?:-inf|\d(?:/\d)?)){9})$", prose, flags=re.M)
-    values = [
-        [eval(word.replace("-inf", "-math.inf")) for word in row.split()]
-        for row in rows
-    ]
-    zeros, masked, weights = (
-        torch.tensor([row[i : i + 3] for row in values]) for i in (0, 3, 6)
-    )
-    assert torch.equal(zeros, torch.zeros(3, 3).to(zeros))
-    past = torch.ones(3, 3).tril().bool()
-    assert torch.equal(masked, torch.zeros(3, 3).masked_fill(~past, -torch.inf))
-    torch.testing.assert_close(weights, masked.softmax(-1))
-    x = torch.randn(2, 3, 5)
-    (path,) = unfolded.glob("v2_attention/*_the_average_of_the_past.py")
-    head = load(path, "--block_size=3", "--n_embd=5")["Head"]()
-    torch.testing.assert_close(head(x), weights @ x)
 
 
 def test_layernorm_and_muon_in_numbers():
