@@ -85,18 +85,18 @@ def softmax_of(scores):
 
 @torch.no_grad()
 def entropies(names):
-    """Mean entropy of the last row of weights, with and without the square root."""
+    """Mean entropy of the last row of weights, with and without the square root.
+
+    names: of a file with one head and without positions.
+    """
     model = names["model"]
-    x = names["val_data"][: 64 * 200].view(200, 64)
-    x = model.wte(x) + model.wpe(torch.arange(64))
-    found = {"with": [], "without": []}
-    for head in model.attn.heads:
-        q, k = head.query(x), head.key(x)
-        scores = q @ k.transpose(1, 2)
-        hs = q.shape[-1]
-        found["with"].append(entropy(softmax_of(scores / hs**0.5))[:, -1].mean().item())
-        found["without"].append(entropy(softmax_of(scores))[:, -1].mean().item())
-    return {name: sum(values) / len(values) for name, values in found.items()}
+    x = model.wte(names["val_data"][: 64 * 200].view(200, 64))
+    q, k = model.attn.query(x), model.attn.key(x)
+    scores = q @ k.transpose(1, 2)
+    found = {"spread of the scores": scores.std().item()}
+    for name, divisor in (("with", q.shape[-1] ** 0.5), ("without", 1)):
+        found[name] = entropy(softmax_of(scores / divisor))[:, -1].mean().item()
+    return found
 
 
 @torch.no_grad()
@@ -153,80 +153,97 @@ def seconds_to_write(source):
     return with_it - (time.perf_counter() - start)
 
 
+def table(head, rows):
+    """A table in Markdown: the cells of its head, and of its rows."""
+    lines = [f"| {' | '.join(head)} |", "|---" + "|---:" * (len(head) - 1) + "|"]
+    for row in rows:
+        lines.append(f"| {' | '.join(row)} |")
+    return [*lines, ""]
+
+
+def write(found):
+    """Write the report, and the JSON with all that was measured."""
+    path = BENCH / "attention.json"
+    path.write_text(json.dumps(found) + "\n", encoding="utf-8")
+    tables = found["tables"]
+    lines = [
+        "# What attention does: python docs/bench/attention.py",
+        "",
+        f"- {platform.machine()}, {torch.get_num_threads()} threads",
+        f"- torch {torch.__version__}, {date.today()}",
+        "- seed 1337, 1,000 steps",
+        "",
+        "### v2_attention.py, changed",
+        "",
+    ]
+    rows = [[name, f"{loss:.4f}"] for name, loss in tables["loss"].items()]
+    lines += table(["change", "val loss"], rows)
+
+    title = "The weights of the last of 64 positions, after step 5, not yet trained"
+    lines += [f"### {title}", ""]
+    start = tables["start"]
+    rows = [["all equal: ln 64", f"{math.log(64):.2f}"]]
+    rows += [["with the square root", f"{start['with']:.2f}"]]
+    rows += [["without the square root", f"{start['without']:.2f}"]]
+    lines += table(["weights", "entropy, nats"], rows)
+    spread = start["spread of the scores"]
+    lines += [f"Standard deviation of the scores: {spread:.2f}.", ""]
+
+    lines += ["### The softmax of 64 dot products of random vectors", ""]
+    head = ["hs", "entropy, without √hs", "largest weight"]
+    head += ["entropy, with √hs", "largest"]
+    rows = []
+    for hs, row in tables["random"].items():
+        cells = [f"{hs}"]
+        for name in ("without", "with"):
+            cells.append(f"{row[name]['entropy']:.2f}")
+            cells.append(f"{row[name]['largest weight']:.2f}")
+        rows.append(cells)
+    lines += table(head, rows)
+
+    lines += ["### Tables made by counting, 0.01 added to each count", ""]
+    rows = [[f"{n}", f"{loss:.4f}"] for n, loss in tables["n-grams"].items()]
+    lines += table(["characters", "val loss"], rows)
+
+    lines += ["### To write 2,000 characters", ""]
+    rows = [[name, f"{seconds:.1f}"] for name, seconds in tables["seconds"].items()]
+    lines += table(["file", "s"], rows)
+
+    lines += ["### What it writes", ""]
+    for name in ("nothing", "without the mask"):
+        lines += [f"{name}:", "", "```text", tables["sample"][name][:300], "```", ""]
+    text = "\n".join(lines).rstrip() + "\n"
+    (BENCH / "attention.md").write_text(text, encoding="utf-8")
+
+
 def main():
     steps = runpy.run_path(str(ROOT / "docs/tools/steps.py"))["steps"]
     files = steps((ROOT / "bigram.py").read_text(encoding="utf-8"))
-    chapter = {k: v for k, v in files.items() if k.startswith("v2_attention/")}
-    writing = {}
-    for name, text in chapter.items():
-        if "square_root" in name or "limit" in name:
-            writing[Path(name).stem] = seconds_to_write(text)
+    after = {}
+    for name, text in files.items():
+        if name.startswith("v2_attention/"):
+            after[Path(name).stem] = text
+    start, writing = {}, {}
+    for name, text in after.items():
+        if name.startswith("05_"):
+            names, _, _ = run(text, ["--max_iters=0"])
+            start = entropies(names)
+        if name.startswith(("06_", "07_")):
+            writing[name] = seconds_to_write(text)
+
     source = (ROOT / "v2_attention.py").read_text(encoding="utf-8")
-    losses, samples, line = {}, {}, {}
+    losses, samples, line, grams = {}, {}, {}, {}
     for name, (flags, replacements) in RUNS.items():
         names, losses[name], samples[name] = run(changed(source, replacements), flags)
         print(f"{name}: {losses[name]:.4f}", flush=True)
         if name == "nothing":
             line = line_of(names)
-            grams = {n: counted(names, n) for n in (1, 2, 3)}
-    names, _, _ = run(source, ["--n_head=1", "--max_iters=0"])
-    start = entropies(names)
+            for n in (1, 2, 3):
+                grams[n] = counted(names, n)
     random = {hs: random_vectors(hs) for hs in (8, 32, 128)}
     tables = {"loss": losses, "sample": samples, "random": random, "start": start}
     tables |= {"n-grams": grams, "seconds": writing}
-    found = {"tables": tables, "line": line}
-    (BENCH / "attention.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
-    report = [
-        "# What attention does: python docs/bench/attention.py",
-        "",
-        f"{platform.machine()}, {torch.get_num_threads()} threads, "
-        f"torch {torch.__version__}, {date.today()}; seed 1337, 1,000 steps.",
-        "",
-        "### v2_attention.py, changed",
-        "",
-        "| change | val loss |",
-        "|---|---:|",
-        *[f"| {name} | {loss:.4f} |" for name, loss in losses.items()],
-        "",
-        "### Entropy of the 64 weights of the last position, one head, not yet trained",
-        "",
-        "| weights | entropy, nats |",
-        "|---|---:|",
-        f"| all equal: ln 64 | {math.log(64):.2f} |",
-        f"| with the square root | {start['with']:.2f} |",
-        f"| without the square root | {start['without']:.2f} |",
-        "",
-        "### The softmax of 64 dot products of random vectors",
-        "",
-        "| hs | entropy, without √hs | largest weight | entropy, with √hs | largest |",
-        "|---|---:|---:|---:|---:|",
-    ]
-    for hs, row in random.items():
-        cells = []
-        for name in ("without", "with"):
-            cells += [f"{row[name][m]:.2f}" for m in ("entropy", "largest weight")]
-        report.append(f"| {hs} | {' | '.join(cells)} |")
-    report += [
-        "",
-        "### Tables made by counting, 0.01 added to each count",
-        "",
-        "| characters | val loss |",
-        "|---|---:|",
-        *[f"| {n} | {loss:.4f} |" for n, loss in grams.items()],
-        "",
-        "### To write 2,000 characters",
-        "",
-        "| file | s |",
-        "|---|---:|",
-        *[f"| {name} | {seconds:.1f} |" for name, seconds in writing.items()],
-        "",
-        "### What it writes",
-        "",
-    ]
-    for name in ("nothing", "without the mask"):
-        report += [f"{name}:", "", "```text", samples[name][:300], "```", ""]
-    text = "\n".join(report).rstrip() + "\n"
-    (BENCH / "attention.md").write_text(text, encoding="utf-8")
+    write({"tables": tables, "line": line})
 
 
 if __name__ == "__main__":
