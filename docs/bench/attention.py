@@ -100,6 +100,21 @@ def entropies(names):
 
 
 @torch.no_grad()
+def weight_of_own_character(names):
+    """The weight of a position's own character, itself and earlier copies together.
+
+    names: of a file with one head and without positions.
+    """
+    model = names["model"]
+    idx = names["val_data"][: 64 * 100].view(100, 64)
+    x = model.wte(idx)
+    q, k = model.attn.query(x), model.attn.key(x)
+    weights = softmax_of(q @ k.transpose(1, 2) / q.shape[-1] ** 0.5)
+    same = idx[:, :, None] == idx[:, None, :]
+    return (weights * same).sum(dim=-1)[:, 8:].mean().item()  # with some past to see
+
+
+@torch.no_grad()
 def line_of(names):
     """x, and the queries, keys and values of each head, on the line."""
     model = names["model"]
@@ -189,6 +204,10 @@ def write(found):
     spread = start["spread of the scores"]
     lines += [f"Standard deviation of the scores: {spread:.2f}.", ""]
 
+    lines += ["### Where the weight goes after step 6, trained", ""]
+    rows = [["the same character, itself included", f"{100 * tables['own']:.0f}"]]
+    lines += table(["positions", "%"], rows)
+
     lines += ["### The softmax of 64 dot products of random vectors", ""]
     head = ["hs", "entropy, without √hs", "largest weight"]
     head += ["entropy, with √hs", "largest"]
@@ -223,11 +242,14 @@ def main():
     for name, text in files.items():
         if name.startswith("v2_attention/"):
             after[Path(name).stem] = text
-    start, writing = {}, {}
+    start, writing, own = {}, {}, None
     for name, text in after.items():
         if name.startswith("05_"):
             names, _, _ = run(text, ["--max_iters=0"])
             start = entropies(names)
+        if name.startswith("06_"):
+            names, _, _ = run(text, ["--max_new_tokens=1"])
+            own = weight_of_own_character(names)
         if name.startswith(("06_", "07_")):
             writing[name] = seconds_to_write(text)
 
@@ -242,7 +264,7 @@ def main():
                 grams[n] = counted(names, n)
     random = {hs: random_vectors(hs) for hs in (8, 32, 128)}
     tables = {"loss": losses, "sample": samples, "random": random, "start": start}
-    tables |= {"n-grams": grams, "seconds": writing}
+    tables |= {"n-grams": grams, "seconds": writing, "own": own}
     write({"tables": tables, "line": line})
 
 
