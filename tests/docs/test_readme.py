@@ -24,7 +24,8 @@ DOCUMENTS = sorted(
 )
 TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in DOCUMENTS}
 README = TEXTS["README.md"]
-SCRIPTS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("*.py"))
+PATHS = [*ROOT.glob("*.py"), *ROOT.glob("beyond/*.py")]
+SCRIPTS = sorted(path.relative_to(ROOT).as_posix() for path in PATHS)
 # Options and files of other programs, in code that is no command line of ours
 FOREIGN = {
     "config.json",
