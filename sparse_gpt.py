@@ -4,16 +4,17 @@
 # ///
 """Rung 5 of 5: sparse attention, for long contexts.
 
-Dense attention computes T * T scores. But every earlier position can also be reached in
-two hops: write the positions into a matrix with rows of about sqrt(T), and let half of
-the heads look along the rows, the others along the columns (Child et al. 2019).
+Dense attention computes T * T scores. Here a pattern says who sees whom: a window, a
+window with sinks, or two hops that together reach everything (Child et al. 2019). The
+positions are laid out so that those who see each other stand together, and attention
+skips all the rest.
 
     python sparse_gpt.py                         on a laptop: 1024 bytes of Shakespeare
     torchrun --nproc_per_node=8 sparse_gpt.py    on 8 GPUs: 8192 tokens of FineWeb-Edu
     python sparse_gpt.py --pattern=dense --out_dir=out/dense          to compare
     python sparse_gpt.py --show_pattern --block_size=256 --stride=16 --summary=2
 
-Expect a val loss of about 1.47 after some four minutes on two cores. The chapter is
+Expect a val loss of about 1.46 after some four minutes on two cores. The chapter is
 docs/sparse_gpt.md.
 """
 
@@ -32,8 +33,10 @@ import tempfile
 import time
 import zipfile
 import zlib
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import tiktoken
@@ -56,11 +59,14 @@ seed = 1337  # for the initial weights, the batches and the sample
 total_batch_size = 4096  # tokens per training step, over all processes
 batch_size = 0  # B: sequences a process computes at a time; 0: as many as fit in memory
 block_size = 1024  # T: tokens per sequence
-pattern = "fixed"  # who sees whom: "fixed" or "strided" (Child et al. 2019), or "dense"
-stride = 32  # l: positions in a row of the matrix of positions
-summary = 8  # c: columns at the end of a row that all later rows see, if fixed
+pattern = "fixed"  # who sees whom: a row of patterns, below
+stride = 0  # l: positions in a row; 0: about the square root of block_size
+window = 0  # positions that a window holds; 0: two rows
+sinks = 4  # first positions that all later ones see, in "sinks"
+summary = 8  # c: columns at the end of a row that all later rows see, in "fixed"
+selected = 3  # tiles of keys that each query selects, in "selection"
+tile = 64  # positions that attention computes at a time
 combine = "heads"  # half of the heads take each hop; or "layers": every other layer
-position_dims = 2  # embed a position as a row and a column; or 1: as a number
 show_pattern = False  # only draw what one position sees
 max_iters = 2000  # training steps; 0: no training, only a sample
 log_interval = 25  # steps between lines of progress
@@ -99,7 +105,7 @@ gpu_preset = {
     "model_size": "gpt2",
     "total_batch_size": 524_288,
     "block_size": 8192,
-    "stride": 128,
+    "tile": 128,
     "max_iters": 19_073,  # once through the data
     "adamw_share": 1.0,
     "warmup_iters": 256,
@@ -198,32 +204,90 @@ def add_up(*numbers):
 
 
 # ----------------------------------------------------------------------------- Pattern
-def sees(hop, i, j):
-    """Whether position i attends to position j (Child et al. 2019, section 4.3).
+if stride == 0:
+    longest = max(1, block_size)
+    if pattern == "fixed":  # its second hop costs c times as much
+        longest *= max(1, summary)
+    stride = 2 ** int(math.log2(math.sqrt(longest)))
+if window == 0:
+    window = 2 * stride
 
-    Hop 1 follows the rows of the matrix of positions, hop 2 its columns.
-    """
-    if pattern == "dense":
-        near = True
-    elif pattern == "strided" and hop == 1:  # the l positions before
-        near = i - j <= stride
-    elif pattern == "strided":  # up the column
-        near = (i - j) % stride == 0
-    elif hop == 1:  # the row
-        near = i // stride == j // stride
-    else:  # the last c columns, which learn to summarize each row
-        near = j % stride >= stride - summary
-    return (0 <= j) & (j <= i) & near
+
+# Who may attend to whom, if position j is not later than position i
+def everything(i, j):
+    return j <= i
+
+
+def in_window(i, j):
+    return i - j < window
+
+
+def in_window_or_sink(i, j):
+    return (i - j < window) | (j < sinks)
+
+
+def one_row_back(i, j):
+    return i - j <= stride
+
+
+def same_column(i, j):
+    return (i - j) % stride == 0
+
+
+def same_row(i, j):
+    return i // stride == j // stride
+
+
+def in_summary(i, j):
+    return j % stride >= stride - summary
+
+
+# The order in which attention lays the positions out: by a number for each of them
+def as_they_come(i):
+    return i
+
+
+def by_column(i):
+    return i % stride
+
+
+def summaries_first(i):
+    return (i % stride < stride - summary).int()
+
+
+class Hop(NamedTuple):
+    """One layer's worth of looking: who sees whom, and what stands beside what."""
+
+    allows: Callable
+    order: Callable = as_they_come
+    selects: int = 0  # if not 0, each query picks so many tiles of those it may see
+
+
+patterns = {
+    "dense": [Hop(everything)],
+    "window": [Hop(in_window)],
+    "sinks": [Hop(in_window_or_sink)],
+    "alternate": [Hop(in_window), Hop(everything)],
+    "strided": [Hop(one_row_back), Hop(same_column, by_column)],
+    "fixed": [Hop(same_row), Hop(in_summary, summaries_first)],
+    "selection": [Hop(everything, selects=selected)],
+}
+
+
+def sees(hop, i, j):
+    """Whether position i attends to position j: numbers, or tensors of numbers."""
+    return (0 <= j) & (j <= i) & hop.allows(i, j)
 
 
 def draw_pattern():
     """The matrix of positions up to one that is far down: how each of them is seen."""
+    hop_1, hop_2 = patterns[pattern][0], patterns[pattern][-1]
     rows = block_size // stride
     last = min(rows * 3 // 4 * stride + stride // 2, block_size - 1)
     print(f"What position {last}, @, sees: 1 in hop 1, 2 in hop 2, 3 in both, . in two")
     marks = ""
     for j in range(last):
-        marks += ".123"[int(sees(1, last, j)) + 2 * int(sees(2, last, j))]
+        marks += ".123"[int(sees(hop_1, last, j)) + 2 * int(sees(hop_2, last, j))]
     marks += "@"
     for start in range(0, len(marks), stride):
         print(marks[start : start + stride])
@@ -394,99 +458,189 @@ def attention(q, k, v, p, seen=None):
     return F.dropout(weights, p) @ v
 
 
-# Four ways to compute a hop in dense blocks. q, k, v and the result: (N, rows, l, hs),
-# the matrix of positions for each of N = B * nh heads
-def attend_rows(q, k, v, p):
-    """Fixed, hop 1: every row is a block of its own."""
-    return attention(q, k, v, p)
+layouts = {}  # what lay_out returned
 
 
-def attend_summaries(q, k, v, p):
-    """Fixed, hop 2: every position sees the last c columns of the rows above."""
-    N, rows, _, hs = q.shape
-    positions = torch.arange(rows * stride, device=q.device)
-    first = stride - summary  # the positions before see nothing
-    columns = positions.view(rows, stride)[:, first:].flatten()
-    q = q.reshape(N, 1, rows * stride, hs)
-    k = k[:, :, first:].reshape(N, 1, rows * summary, hs)
-    v = v[:, :, first:].reshape(N, 1, rows * summary, hs)
-    seen = sees(2, positions[first:, None], columns)
-    y = attention(q[:, :, first:], k, v, p, seen)
-    return F.pad(y, (0, 0, first, 0)).view(N, rows, stride, hs)
+def lay_out(hop, tiles):
+    """How attention computes a hop over so many tiles: a plan, made once.
+
+    Returns the order of the keys; that of the queries; where each position is among the
+    queries; and groups of query tiles that see equally many tiles of keys. A group is
+    the numbers of its query tiles (m), those of the key tiles that each of them sees
+    (m, n), and who sees whom in there, seen (m, tile, n * tile).
+    """
+    if (hop, tiles) in layouts:
+        return layouts[hop, tiles]
+    positions = torch.arange(tiles * tile)
+    order = hop.order(positions).argsort(stable=True)
+    # One more tile, beyond the end, where nobody sees anybody
+    order = torch.cat((order, torch.arange(tiles * tile, (tiles + 1) * tile)))
+    in_tiles = order.view(-1, tile)
+    members = {}  # of the group of n: query tiles, each with its n key tiles
+    for number in range(tiles):
+        seen = sees(hop, in_tiles[number, :, None], order)
+        keys = seen.view(tile, -1, tile).any(2).any(0).nonzero().flatten().tolist()
+        n = max(1, len(keys))
+        if n > 4:  # few sizes, so that there are few groups
+            n = 2 ** math.ceil(math.log2(n))
+        keys += [tiles] * (n - len(keys))
+        members.setdefault(n, []).append((number, keys))
+    groups = []
+    query_tiles = []
+    for group in members.values():
+        queries = torch.tensor([number for number, _ in group])
+        keys = torch.tensor([numbers for _, numbers in group])
+        i = in_tiles[queries]  # (m, tile)
+        j = in_tiles[keys].flatten(1)  # (m, n * tile)
+        seen = sees(hop, i[:, :, None], j[:, None, :])
+        groups.append((queries.to(device), keys.to(device), seen.to(device)))
+        query_tiles.append(queries)
+    query_order = in_tiles[torch.cat(query_tiles)].flatten()
+    place = query_order.argsort()
+    layout = order.to(device), query_order.to(device), place.to(device), groups
+    layouts[hop, tiles] = layout
+    return layout
 
 
-def attend_two_rows(q, k, v, p):
-    """Strided, hop 1: every row sees a part of itself and of the row above."""
-    first_row = attention(q[:, :1], k[:, :1], v[:, :1], p)
-    k = torch.cat((k[:, :-1], k[:, 1:]), dim=2)  # (N, rows - 1, 2l, hs)
-    v = torch.cat((v[:, :-1], v[:, 1:]), dim=2)
-    positions = torch.arange(2 * stride, device=q.device)  # the same part for every row
-    seen = sees(1, positions[stride:, None], positions)
-    return torch.cat((first_row, attention(q[:, 1:], k, v, p, seen)), dim=1)
+def select(q, pooled, own):
+    """Which tiles of keys each query selects: (N, m, tile, tiles), as MoBA does.
 
-
-def attend_columns(q, k, v, p):
-    """Strided, hop 2: every column is a block of its own."""
-    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-    return attention(q, k, v, p).transpose(1, 2)
-
-
-blocks = {
-    ("fixed", 1): attend_rows,
-    ("fixed", 2): attend_summaries,
-    ("strided", 1): attend_two_rows,
-    ("strided", 2): attend_columns,
-}
+    q: (N, m, tile, hs). pooled: the mean key of each tile, (N, tiles, hs). own: the
+    tile of the queries, (m), which they always see; later ones they never do.
+    """
+    numbers = torch.arange(pooled.shape[1], device=q.device)
+    own = own[:, None, None]
+    scores = q @ pooled.mT[:, None]
+    scores = scores.masked_fill(numbers >= own, -torch.inf)
+    best = scores.topk(min(selected, len(numbers)), dim=-1).indices
+    chosen = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, best, True)
+    return chosen & (numbers < own) | (numbers == own)
 
 
 def attend(q, k, v, hop, p):
     """Attention of every position i to the positions j with sees(hop, i, j) only.
 
-    q, k, v: (B, nh, T, hs), or q of the last position alone. Returns the shape of q.
+    q, k, v: (B, nh, T, hs). Returns (B, nh, T, hs).
     """
+    if hop == Hop(everything):  # there is nothing to skip
+        return attention(q, k, v, p)
     B, nh, T, hs = q.shape
-    if T < k.shape[2]:  # one step of sampling
-        seen = sees(hop, k.shape[2] - 1, torch.arange(k.shape[2], device=k.device))
-        return attention(q, k[:, :, seen], v[:, :, seen], p)
-    fill = -T % stride  # in the last row; these come too late for any position to see
-    if fill > 0:
-        q = F.pad(q, (0, 0, 0, fill))
-        k = F.pad(k, (0, 0, 0, fill))
-        v = F.pad(v, (0, 0, 0, fill))
-    q = q.reshape(B * nh, -1, stride, hs)
-    k = k.reshape(B * nh, -1, stride, hs)
-    v = v.reshape(B * nh, -1, stride, hs)
-    y = blocks[pattern, hop](q, k, v, p)
-    return y.reshape(B, nh, T + fill, hs)[:, :, :T]
+    order, query_order, place, groups = lay_out(hop, math.ceil(T / tile))
+    # Gather by order. What is beyond the end is too late for any position to see
+    q = q.index_select(2, query_order.clamp(max=T - 1)).view(B * nh, -1, tile, hs)
+    k = k.index_select(2, order.clamp(max=T - 1)).view(B * nh, -1, tile, hs)
+    v = v.index_select(2, order.clamp(max=T - 1)).view(B * nh, -1, tile, hs)
+    results = []
+    first = 0
+    for queries, keys, seen in groups:
+        m, n = keys.shape
+        q_group = q[:, first : first + m]
+        k_group = k.index_select(1, keys.flatten()).view(B * nh, m, n * tile, hs)
+        v_group = v.index_select(1, keys.flatten()).view(B * nh, m, n * tile, hs)
+        blind = ~seen.any(2, keepdim=True)  # queries that see nobody
+        if hop.selects > 0:
+            chosen = select(q_group, k.mean(2), queries)
+            numbers = keys[:, None].expand(B * nh, m, tile, n)
+            seen = seen & chosen.gather(3, numbers).repeat_interleave(tile, dim=3)
+        y = attention(q_group, k_group, v_group, p, seen | blind)
+        results.append(y.masked_fill(blind, 0.0))
+        first += m
+    y = torch.cat(results, dim=1).flatten(1, 2)
+    return y.index_select(1, place[:T]).view(B, nh, T, hs)  # scatter back
+
+
+def keys_of(hop):
+    """Twice the mean number of keys that a query sees: block_size if it sees all."""
+    if hop == Hop(everything):
+        return block_size
+    _, _, _, groups = lay_out(hop, math.ceil(block_size / tile))
+    return 2 * sum(seen.sum().item() for _, _, seen in groups) / block_size
+
+
+slots = {}  # what assign_slots returned
+
+
+def assign_slots(hop):
+    """Where a cache keeps the key of each position: a slot that is free by then.
+
+    Returns the slots and, for each position, the last one that sees it.
+    """
+    if hop in slots:
+        return slots[hop]
+    positions = torch.arange(block_size)
+    last = []
+    for j in positions.split(tile):
+        seen = sees(hop, positions[:, None], j)
+        last += (positions[:, None] * seen).amax(0).tolist()
+    free = []
+    leaving = [[] for _ in range(block_size + 1)]  # slots that become free at a time
+    size = 0
+    numbers = []
+    for j in range(block_size):
+        free += leaving[j]
+        if not free:
+            free.append(size)
+            size += 1
+        numbers.append(free.pop())
+        leaving[max(j, last[j]) + 1].append(numbers[j])
+    slots[hop] = torch.tensor(numbers), torch.tensor(last)
+    return slots[hop]
 
 
 class KVCache:
-    """The keys and values of one layer, for all positions so far."""
+    """The keys and values of one layer that later positions will see."""
 
     def __init__(self):
         self.length = 0
+        self.contents = {}  # of each hop: k, v and the position in each slot
 
-    def append(self, k, v):
-        """Add k, v (B, nh, T, hs) of new positions. Returns those of all positions."""
-        if self.length == 0:
+    def append(self, hop, k, v):
+        """Keep what is still to be seen of k, v (B, nh, T, hs), at new positions."""
+        where, last = assign_slots(hop)
+        if hop not in self.contents:
             B, nh, _, hs = k.shape
-            self.k = k.new_empty(B, nh, block_size, hs)
-            self.v = v.new_empty(B, nh, block_size, hs)
-        start = self.length
-        self.length += k.shape[2]
-        self.k[:, :, start : self.length] = k
-        self.v[:, :, start : self.length] = v
-        return self.k[:, :, : self.length], self.v[:, :, : self.length]
+            size = int(where.max()) + 1
+            held = torch.full((size,), block_size)  # empty: later than any position
+            empty = k.new_zeros(B, nh, size, hs)
+            self.contents[hop] = empty, empty.clone(), held
+        keys, values, held = self.contents[hop]
+        end = self.length + k.shape[2]
+        new = torch.arange(self.length, end)
+        new = new[last[new] >= end - 1]
+        keys[:, :, where[new]] = k[:, :, new - self.length]
+        values[:, :, where[new]] = v[:, :, new - self.length]
+        held[where[new]] = new
+
+    def attend(self, q, hop):
+        """Attention of the newest position, q (B, nh, 1, hs), to what it sees."""
+        keys, values, held = self.contents[hop]
+        seen = sees(hop, self.length, held)
+        count = int(seen.sum())
+        if seen[:count].all():  # they stand together
+            k, v = keys[:, :, :count], values[:, :, :count]
+        else:
+            visible = seen.nonzero().flatten().to(q.device)
+            k, v = keys[:, :, visible], values[:, :, visible]
+        if hop.selects == 0:
+            return attention(q, k, v, 0.0)
+        B, nh, _, hs = q.shape
+        own = self.length // tile
+        fill = (own + 1) * tile - count
+        pooled = F.pad(k, (0, 0, 0, fill)).view(B * nh, -1, tile, hs).mean(2)
+        own = torch.tensor([own], device=q.device)
+        chosen = select(q.view(B * nh, 1, 1, hs), pooled, own)
+        chosen = chosen.repeat_interleave(tile, dim=3)[..., :count]
+        return attention(q, k, v, 0.0, chosen.view(B, nh, 1, count))
 
 
 class CausalSelfAttention(nn.Module):
-    """Causal self-attention, all heads at once: half of them take hop 1, half hop 2."""
+    """Causal self-attention, all heads at once, divided among the hops."""
 
-    def __init__(self):
+    def __init__(self, hops):
         super().__init__()
         self.c_attn = nn.Linear(n_embd, 3 * n_embd)  # query, key, value for all heads
         self.c_proj = nn.Linear(n_embd, n_embd)  # mixes what the heads found
-        self.hops = [1, 2]
+        self.hops = hops
 
     def forward(self, x, cache=None):
         """x: (B, T, C). Returns (B, T, C)."""
@@ -496,18 +650,21 @@ class CausalSelfAttention(nn.Module):
         q = q.view(B, T, n_head, hs).transpose(1, 2)  # (B, nh, T, hs)
         k = k.view(B, T, n_head, hs).transpose(1, 2)
         v = v.view(B, T, n_head, hs).transpose(1, 2)
-        if cache is not None:
-            k, v = cache.append(k, v)
         p = dropout if self.training else 0.0
-        if pattern == "dense":
-            y = attention(q, k, v, p)
-        elif len(self.hops) == 1:
-            y = attend(q, k, v, self.hops[0], p)
-        else:
-            n = n_head // 2
-            y_1 = attend(q[:, :n], k[:, :n], v[:, :n], 1, p)
-            y_2 = attend(q[:, n:], k[:, n:], v[:, n:], 2, p)
-            y = torch.cat((y_1, y_2), dim=1)
+        results = []
+        share = n_head // len(self.hops)  # heads per hop
+        for number, hop in enumerate(self.hops):
+            heads = slice(number * share, (number + 1) * share)
+            if cache is not None:
+                cache.append(hop, k[:, heads], v[:, heads])
+            if cache is not None and cache.length > 0:  # one step of sampling
+                y = cache.attend(q[:, heads], hop)
+            else:
+                y = attend(q[:, heads], k[:, heads], v[:, heads], hop, p)
+            results.append(y)
+        if cache is not None:
+            cache.length += T
+        y = torch.cat(results, dim=1)
         y = y.transpose(1, 2).reshape(B, T, C)  # the heads side by side again
         return self.c_proj(y)
 
@@ -528,10 +685,10 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """One layer: positions communicate (attention), then each one computes (MLP)."""
 
-    def __init__(self):
+    def __init__(self, hops):
         super().__init__()
         self.ln_1 = nn.LayerNorm(n_embd)  # every position: mean 0, variance 1
-        self.attn = CausalSelfAttention()
+        self.attn = CausalSelfAttention(hops)
         self.ln_2 = nn.LayerNorm(n_embd)
         self.mlp = MLP()
         self.drop = nn.Dropout(dropout)
@@ -553,14 +710,14 @@ class GPT(nn.Module):
         padded_size = math.ceil(vocab_size / 128) * 128
         self.wte = nn.Embedding(padded_size, n_embd)  # which token it is
         self.wpe = nn.Embedding(block_size, n_embd)  # where it stands
-        if position_dims == 2:  # the columns, then the rows
-            places = stride + math.ceil(block_size / stride)
-            self.wpe = nn.Embedding(places, n_embd)
         self.drop = nn.Dropout(dropout)
-        self.h = nn.ModuleList([Block() for _ in range(n_layer)])  # GPT-2's name
-        if combine == "layers":
-            for i, block in enumerate(self.h):
-                block.attn.hops = [1 + i % 2]
+        hops = patterns[pattern]
+        self.h = nn.ModuleList()  # GPT-2's name
+        for i in range(n_layer):
+            if combine == "layers":
+                self.h.append(Block([hops[i % len(hops)]]))
+            else:
+                self.h.append(Block(hops))
         self.ln_f = nn.LayerNorm(n_embd)
         self.lm_head = nn.Linear(n_embd, padded_size, bias=False)
         self.lm_head.weight = self.wte.weight  # tied: one matrix for both
@@ -582,12 +739,7 @@ class GPT(nn.Module):
         else:
             past = caches[0].length
         positions = torch.arange(past, past + idx.shape[1], device=idx.device)
-        x = self.wte(idx)  # (B, T, C)
-        if position_dims == 2:
-            columns, rows = positions % stride, positions // stride
-            x = x + (self.wpe(columns) + self.wpe(stride + rows))
-        else:
-            x = x + self.wpe(positions)
+        x = self.wte(idx) + self.wpe(positions)  # (B, T, C)
         x = self.drop(x)
         for block, cache in zip(self.h, caches):
             x = block(x, cache)
@@ -714,17 +866,23 @@ for name in "learning_rate adamw_share weight_decay grad_clip".split():
 for name in "dropout momentum beta1 beta2".split():
     if not 0 <= config[name] < 1:
         parser.error(f"--{name}={config[name]} must be at least 0 and less than 1")
-if pattern not in ("fixed", "strided", "dense"):
-    parser.error(f"--pattern={pattern} must be fixed, strided or dense")
+if pattern not in patterns:
+    parser.error(f"--pattern={pattern} must be one of: {', '.join(patterns)}")
 if combine not in ("heads", "layers"):
     parser.error(f"--combine={combine} must be heads or layers")
-if position_dims not in (1, 2):
-    parser.error(f"--position_dims={position_dims} must be 1 or 2")
-if not 0 < stride <= block_size and (pattern != "dense" or position_dims == 2):
-    parser.error(f"--stride={stride} must be from 1 to --block_size={block_size}")
-if not 0 < summary <= stride:
+for name in "stride window".split():
+    if not 0 <= config[name] <= block_size:
+        parser.error(
+            f"--{name}={config[name]} must be from 0 to --block_size={block_size}"
+        )
+for name in "sinks selected".split():
+    if config[name] < 1:
+        parser.error(f"--{name}={config[name]} must be at least 1")
+if tile < 1:
+    parser.error(f"--tile={tile} must be at least 1")
+if pattern == "fixed" and not 0 < summary <= stride:
     parser.error(f"--summary={summary} must be from 1 to --stride={stride}")
-if pattern != "dense" and combine == "heads" and n_head % 2 != 0:
+if combine == "heads" and n_head % len(patterns[pattern]) != 0:
     parser.error(f"--n_head={n_head} must be even, or --combine=layers")
 if optimizer not in ("muon", "adamw"):
     parser.error(f"--optimizer={optimizer} must be muon or adamw")
@@ -774,8 +932,8 @@ start_from_theirs = False
 if init_from not in ("resume", "scratch") and not Path(init_from).is_file():
     start_from_theirs = init_from.startswith("gpt2") or Path(init_from).is_dir()
 if start_from_theirs or export_dir:
-    if pattern != "dense" or position_dims != 1:
-        parser.error("GPT-2's weights need --pattern=dense --position_dims=1")
+    if pattern != "dense":
+        parser.error("GPT-2's weights need --pattern=dense")
     try:
         import transformers
     except ImportError:
@@ -1014,9 +1172,11 @@ identity = {
     "gelu": gelu,
     "pattern": pattern,
     "stride": stride,
+    "window": window,
+    "sinks": sinks,
     "summary": summary,
+    "selected": (selected, tile),
     "combine": combine,
-    "position_dims": position_dims,
     "block_size": block_size,
     "vocab_size": vocab_size,
     "optimizer": optimizer,
@@ -1125,14 +1285,12 @@ if on_gpu:
     peak = peaks.get(torch.cuda.get_device_name(device), math.nan) * 1e12 * world_size
 # Operations per step: for each token 6 per parameter (Kaplan et al. 2020, section 2.1)
 # and, for attention, 12 * T per channel and layer. Of the T keys a query sees T / 2 on
-# average; with sparse attention, twice the mean of both hops stands for T
-rows = block_size / stride
-keys = {
-    "dense": block_size,
-    "strided": stride + rows / 2,
-    "fixed": (stride + rows * summary) / 2,
-}
-flops = total_batch_size * (6 * n_params + 12 * n_layer * n_embd * keys[pattern])
+# average; with sparse attention, twice the mean of what it sees stands for T
+keys = 0.0
+for block in model.h:
+    for hop in block.attn.hops:
+        keys += keys_of(hop) / len(block.attn.hops) / n_layer
+flops = total_batch_size * (6 * n_params + 12 * n_layer * n_embd * keys)
 columns = "step,loss,lr,grad_norm,ms,tokens_per_second,mfu,val_loss,hellaswag"
 log_file = Path(out_dir, "log.csv")
 
