@@ -252,7 +252,7 @@ def by_column(i):
 
 
 def summaries_first(i):
-    return (i % stride < stride - summary).int()
+    return i % stride < stride - summary
 
 
 class Hop(NamedTuple):
@@ -275,7 +275,7 @@ patterns = {
 
 
 def sees(hop, i, j):
-    """Whether position i attends to position j: numbers, or tensors of numbers."""
+    """Whether position i attends to position j: numbers, or arrays of numbers."""
     return (0 <= j) & (j <= i) & hop.allows(i, j)
 
 
@@ -471,15 +471,15 @@ def lay_out(hop, tiles):
     """
     if (hop, tiles) in layouts:
         return layouts[hop, tiles]
-    positions = torch.arange(tiles * tile)
-    order = hop.order(positions).argsort(stable=True)
+    positions = np.arange(tiles * tile)
+    order = hop.order(positions).argsort(kind="stable")
     # One more tile, beyond the end, where nobody sees anybody
-    order = torch.cat((order, torch.arange(tiles * tile, (tiles + 1) * tile)))
-    in_tiles = order.view(-1, tile)
+    order = np.concatenate((order, np.arange(tiles * tile, (tiles + 1) * tile)))
+    in_tiles = order.reshape(-1, tile)
     members = {}  # of the group of n: query tiles, each with its n key tiles
     for number in range(tiles):
         seen = sees(hop, in_tiles[number, :, None], order)
-        keys = seen.view(tile, -1, tile).any(2).any(0).nonzero().flatten().tolist()
+        keys = seen.reshape(tile, -1, tile).any(2).any(0).nonzero()[0].tolist()
         n = max(1, len(keys))
         if n > 4:  # few sizes, so that there are few groups
             n = 2 ** math.ceil(math.log2(n))
@@ -488,18 +488,17 @@ def lay_out(hop, tiles):
     groups = []
     query_tiles = []
     for group in members.values():
-        queries = torch.tensor([number for number, _ in group])
-        keys = torch.tensor([numbers for _, numbers in group])
+        queries = np.array([number for number, _ in group])
+        keys = np.array([numbers for _, numbers in group])
         i = in_tiles[queries]  # (m, tile)
-        j = in_tiles[keys].flatten(1)  # (m, n * tile)
+        j = in_tiles[keys].reshape(len(group), -1)  # (m, n * tile)
         seen = sees(hop, i[:, :, None], j[:, None, :])
-        groups.append((queries.to(device), keys.to(device), seen.to(device)))
+        groups.append([torch.from_numpy(x).to(device) for x in (queries, keys, seen)])
         query_tiles.append(queries)
-    query_order = in_tiles[torch.cat(query_tiles)].flatten()
-    place = query_order.argsort()
-    layout = order.to(device), query_order.to(device), place.to(device), groups
-    layouts[hop, tiles] = layout
-    return layout
+    query_order = in_tiles[np.concatenate(query_tiles)].flatten()
+    orders = [order, query_order, query_order.argsort()]
+    layouts[hop, tiles] = *[torch.from_numpy(x).to(device) for x in orders], groups
+    return layouts[hop, tiles]
 
 
 def select(q, pooled, own):
@@ -553,8 +552,11 @@ def keys_of(hop):
     """Twice the mean number of keys that a query sees: block_size if it sees all."""
     if hop == Hop(everything):
         return block_size
-    _, _, _, groups = lay_out(hop, math.ceil(block_size / tile))
-    return 2 * sum(seen.sum().item() for _, _, seen in groups) / block_size
+    positions = np.arange(block_size)
+    pairs = 0
+    for i in range(block_size):
+        pairs += sees(hop, i, positions).sum()
+    return 2 * float(pairs) / block_size
 
 
 slots = {}  # what assign_slots returned
@@ -567,11 +569,10 @@ def assign_slots(hop):
     """
     if hop in slots:
         return slots[hop]
-    positions = torch.arange(block_size)
+    positions = np.arange(block_size)
     last = []
-    for j in positions.split(tile):
-        seen = sees(hop, positions[:, None], j)
-        last += (positions[:, None] * seen).amax(0).tolist()
+    for j in positions:
+        last.append(int((positions * sees(hop, positions, j)).max()))
     free = []
     leaving = [[] for _ in range(block_size + 1)]  # slots that become free at a time
     size = 0
@@ -583,7 +584,7 @@ def assign_slots(hop):
             size += 1
         numbers.append(free.pop())
         leaving[max(j, last[j]) + 1].append(numbers[j])
-    slots[hop] = torch.tensor(numbers), torch.tensor(last)
+    slots[hop] = np.array(numbers), np.array(last)
     return slots[hop]
 
 
@@ -600,16 +601,18 @@ class KVCache:
         if hop not in self.contents:
             B, nh, _, hs = k.shape
             size = int(where.max()) + 1
-            held = torch.full((size,), block_size)  # empty: later than any position
+            held = np.full(size, block_size)  # empty: later than any position
             empty = k.new_zeros(B, nh, size, hs)
             self.contents[hop] = empty, empty.clone(), held
         keys, values, held = self.contents[hop]
         end = self.length + k.shape[2]
-        new = torch.arange(self.length, end)
+        new = np.arange(self.length, end)
         new = new[last[new] >= end - 1]
-        keys[:, :, where[new]] = k[:, :, new - self.length]
-        values[:, :, where[new]] = v[:, :, new - self.length]
         held[where[new]] = new
+        there = torch.from_numpy(where[new]).to(k.device)
+        new = torch.from_numpy(new - self.length).to(k.device)
+        keys[:, :, there] = k[:, :, new]
+        values[:, :, there] = v[:, :, new]
 
     def attend(self, q, hop):
         """Attention of the newest position, q (B, nh, 1, hs), to what it sees."""
@@ -619,7 +622,7 @@ class KVCache:
         if seen[:count].all():  # they stand together
             k, v = keys[:, :, :count], values[:, :, :count]
         else:
-            visible = seen.nonzero().flatten().to(q.device)
+            visible = torch.from_numpy(seen.nonzero()[0]).to(q.device)
             k, v = keys[:, :, visible], values[:, :, visible]
         if hop.selects == 0:
             return attention(q, k, v, 0.0)
@@ -1041,6 +1044,9 @@ log(
     f"{n_params:,} parameters, {vocab_size} different tokens, {world_size} x {device}, "
     f"{accumulation} micro-steps of {micro_batch_size} x {block_size} tokens"
 )
+for hop in patterns[pattern]:  # now, as torch.compile could not trace it
+    if hop != Hop(everything):
+        lay_out(hop, math.ceil(block_size / tile))
 # compiled and wrapped share the weights of model. dynamic=False: compile for one shape
 compiled = model
 if compile:

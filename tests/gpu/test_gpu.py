@@ -550,12 +550,11 @@ def test_long_contexts_take_no_memory_of_their_square(dry_run, pattern):
 
 
 def test_a_mask_of_the_square_is_found(dry_run):
-    line = 'if pattern == "dense":\n            y = attention(q, k, v, p)\n'
-    square = """if T > 1:
-            i = torch.arange(T, device=x.device)
-            y = attention(q, k, v, p, sees(1, i[:, None], i))
+    line = "    order, query_order, place, groups = lay_out("
+    square = """    i = torch.arange(T, device=q.device)
+    return attention(q, k, v, p, sees(hop, i[:, None], i))
 """
-    replace = (line, f"{square}        el{line}")
+    replace = (line, square + line)
     args = ["--data_dir=data/bytes", "--max_iters=1", "--total_batch_size=8192", *SHORT]
     args += ["--no-hellaswag", "--n_layer=1", "--batch_size=1"]
     assert dry_run("sparse_gpt.py", *args, replace=replace)["largest"] >= 8192**2
@@ -563,8 +562,9 @@ def test_a_mask_of_the_square_is_found(dry_run):
 
 @pytest.mark.parametrize("words", ["x.mT.contiguous().mT", "x[:, :, :0]"])
 def test_attention_without_a_fast_kernel_is_found(dry_run, words):
-    line = "y = blocks[pattern, hop](q, k, v, p)"
-    replace = (line, f"q, k, v = ({words} for x in (q, k, v))\n    {line}")
+    line = "y = attention(q_group, k_group, v_group, p, seen | blind)"
+    old = "q_group, k_group, v_group"
+    replace = (line, f"{old} = ({words} for x in ({old}))\n        {line}")
     result = dry_run("sparse_gpt.py", *SMALL["sparse_gpt.py"], replace=replace)
     assert result["code"] == 1 and "without a fast kernel" in result["err"]
 
