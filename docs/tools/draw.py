@@ -13,6 +13,7 @@ import functools
 import html
 import io
 import json
+import math
 import re
 import runpy
 import statistics
@@ -264,15 +265,15 @@ def shapes():
         box(2 + 2 * i, 18, 2, 14, four[i])
     axes.text(6, 34, "x", ha="center")
     axes.text(6, 14.5, "(B, T, C)", ha="center", fontsize=9)
-    arrow(11, 18, "c_attn")
+    arrow(11, 18, "c_attn,\nsplit")
     for n, name in enumerate("qkv"):
         for i in range(4):
             box(19 + 9 * n + 2 * i, 18, 2, 14, four[i])
         axes.text(23 + 9 * n, 34, name, ha="center")
     axes.text(
-        32, 14.5, "(B, T, 3 C), seen as (B, T, 3, nh, hs)", ha="center", fontsize=9
+        32, 14.5, "(B, T, C) each; as view: (B, T, nh, hs)", ha="center", fontsize=9
     )
-    arrow(46.5, 53, "permute")
+    arrow(46.5, 53, "trans-\npose")
     for i in range(4):
         y = 33.5 - 10 * i
         for n, name in enumerate("qkv"):
@@ -313,45 +314,158 @@ def schedule():
 
 
 def worth():
-    """What each idea bought: the val loss after the steps of the first two chapters."""
-    rows = []
-    for chapter, chosen in (("v2_attention", range(5)), ("gpt_char", [*range(11), 14])):
-        text = (DOCS / f"{chapter}.md").read_text(encoding="utf-8")
-        titles = re.findall(r"^## (\d+\. .+)$", text, re.M)
-        table = next(
-            t
-            for name, t in tables(f"steps_{chapter}").items()
-            if "val loss after" in name
-        )
-        losses = [row["val loss"][0] for row in table.values()]
-        rows += [("bigram.py", losses[0], BLUE)] if not rows else []
-        rows += [(titles[i], losses[i + 1], COLORS[chapter]) for i in chosen]
+    """What each idea bought: the val loss after the steps of the chapter gpt_char."""
+    report = (DOCS / "bench/steps_gpt_char.json").read_text(encoding="utf-8")
+    measured = json.loads(report)["steps"]
+    text = (DOCS / "gpt_char.md").read_text(encoding="utf-8")
+    titles = re.findall(r"^## (\d+)\. (.+)$", text, re.M)
+    losses = {int(name[:2]): row["val loss"] for name, row in measured.items()}
+    rows = [("v2_attention.py", losses[0][0])]
+    for number, title in titles:
+        found = losses[int(number)]
+        if found and abs(found[0] - rows[-1][1]) > 0.0005:  # steps that change it
+            rows.append((f"{number}. {title}", found[0]))
     figure, axes = plt.subplots(figsize=(9, 0.36 * len(rows) + 0.8))
     before = rows[0][1]
-    for y, (title, loss, color) in enumerate(rows):
+    for y, (title, loss) in enumerate(rows):
         bar = GREEN if loss < before else "#c23b3b"
         axes.plot([before, loss], [y, y], color=bar, linewidth=7, solid_capstyle="butt")
         if y + 1 < len(rows):
             axes.plot([loss, loss], [y, y + 1], color=GREY, linewidth=0.8)
         axes.text(max(before, loss) + 0.02, y, f"{loss:.3f}", va="center", fontsize=10)
-        at = dict(
-            va="center", fontsize=10, color=color, transform=axes.get_yaxis_transform()
-        )
+        at = dict(va="center", fontsize=10, transform=axes.get_yaxis_transform())
         axes.text(1.02, y, title, **at)
         before = loss
     axes.invert_yaxis()
     axes.set(
         yticks=[],
-        xlabel="val loss after 1,000 steps: green where the idea lowers it, else red",
+        xlabel="val loss after 300 steps: green where the step lowers it, else red",
     )
-    axes.set_xlim(1.5, 3.35)
+    axes.set_xlim(1.6, 3.6)
     axes.grid(axis="x")
     axes.spines["left"].set_visible(False)
-    save(
-        figure,
-        "worth",
-        "What each step of the chapters on attention and the Transformer bought",
+    save(figure, "worth", "What each step of the chapter on the Transformer bought")
+
+
+def architecture():
+    """A GPT: the residual stream with its shapes, and the code of every box."""
+    boxes = [  # from bottom to top: what it is, its code, its color
+        ("tokens (B, T)", "idx", "#eeeeee"),
+        ("embeddings", "x = self.wte(idx) + self.wpe(positions)", "#cfe3f5"),
+        ("attention", "x = x + self.attn(self.ln_1(x))", "#fbe0bd"),
+        ("MLP", "x = x + self.mlp(self.ln_2(x))", "#cfeacf"),
+        ("LayerNorm, lm_head", "return self.lm_head(self.ln_f(x))", "#cfe3f5"),
+        ("logits (B, T, V)", "", "#eeeeee"),
+    ]
+    places = [520, 440, 330, 210, 90, 20]
+    out = [
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 760 580" '
+        'font-family="sans-serif" font-size="14">',
+        "<title>The architecture of a GPT: residual stream, shapes and code</title>",
+        '<rect width="760" height="580" fill="#ffffff"/>',
+        '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" '
+        'markerHeight="8" orient="auto"><path d="M0 0 L8 4 L0 8 z"/></marker></defs>',
+        '<rect x="40" y="160" width="690" height="240" rx="8" fill="none" '
+        'stroke="#888888" stroke-dasharray="6 4"/>',
+        '<text x="50" y="180" fill="#555555">a block, n_layer times: '
+        '<tspan font-family="monospace">for block in self.h: x = block(x)</tspan>'
+        "</text>",
+    ]
+
+    def line(x, y, x2, y2, tip=True):
+        end = ' marker-end="url(#tip)"' if tip else ""
+        out.append(
+            f'<path d="M{x} {y} L{x2} {y2}" stroke="#000000" stroke-width="1.6" '
+            f'fill="none"{end}/>'
+        )
+
+    line(110, 520, 110, 483)
+    line(110, 440, 110, 133)  # the residual stream
+    line(110, 90, 110, 63)
+    for (what, code, color), y in zip(boxes, places):
+        beside = what in ("attention", "MLP")
+        x, width = (190, 200) if beside else (50, 180)
+        label = f"LayerNorm, {what}" if beside else what
+        out.append(
+            f'<rect x="{x}" y="{y}" width="{width}" height="42" fill="{color}" '
+            f'stroke="#000000"/><text x="{x + width / 2}" y="{y + 26}" '
+            f'text-anchor="middle">{label}</text>'
+        )
+        if code:
+            out.append(
+                f'<text x="{x + width + 20}" y="{y + 26}" font-family="monospace" '
+                f'font-size="13">{code}</text>'
+            )
+        if beside:  # reads the stream below, adds to it above
+            line(110, y + 52, 290, y + 52, tip=False)
+            line(290, y + 52, 290, y + 44)
+            line(290, y, 290, y - 14, tip=False)
+            line(290, y - 14, 123, y - 14)
+            out.append(
+                f'<circle cx="110" cy="{y - 14}" r="11" fill="#ffffff" '
+                f'stroke="#000000"/><text x="110" y="{y - 9}" '
+                'text-anchor="middle">+</text>'
+            )
+    for y, shape in ((422, "(B, T, C)"), (285, "(B, T, C)"), (150, "(B, T, C)")):
+        out.append(f'<text x="118" y="{y}" font-size="12">{shape}</text>')
+    out.append('<text x="400" y="375" font-size="12">positions talk</text>')
+    out.append('<text x="400" y="255" font-size="12">each position thinks</text>')
+    at = 'font-size="12" fill="#555555" text-anchor="middle"'
+    out.append(
+        f'<text transform="rotate(-90 32 285)" x="32" y="285" {at}>'
+        "the residual stream</text>"
     )
+    out.append("</svg>")
+    path = DOCS / "pictures/architecture.svg"
+    path.write_text("\n".join(out) + "\n", encoding="utf-8")
+
+
+def muon():
+    """What a gradient and Muon's update do to the unit circle."""
+    angles = [2 * math.pi * i / 200 for i in range(201)]
+    circle = [(math.cos(a), math.sin(a)) for a in angles]
+    figure, both = plt.subplots(1, 2, figsize=(9, 4.4))
+    for axes, ((a, b), (c, d)), title in (
+        (both[0], ((3, 2), (2, 3)), "the gradient: factors 5 and 1"),
+        (both[1], ((1, 0), (0, 1)), "Muon's update: factors 1 and 1"),
+    ):
+        axes.plot(*zip(*circle), color=GREY, linewidth=1, linestyle="--")
+        image = [(a * x + b * y, c * x + d * y) for x, y in circle]
+        axes.plot(*zip(*image), color=BLUE, linewidth=2)
+        for sign, color in ((1, GREEN), (-1, ORANGE)):
+            x, y = math.sqrt(0.5), sign * math.sqrt(0.5)
+            arrow = dict(arrowstyle="->", color=color, linewidth=2.5)
+            end = (a * x + b * y, c * x + d * y)
+            axes.annotate("", end, (0, 0), arrowprops=arrow)
+        axes.set(xlim=(-4, 4), ylim=(-4, 4), aspect="equal", title=title)
+        axes.grid()
+    figure.text(
+        0.5, 0.0, "dashed: all vectors of length 1; blue: where they go", ha="center"
+    )
+    save(figure, "muon", "A gradient and Muon's update as maps of the plane")
+
+
+def overfitting():
+    """Train and val loss on a short text, with and without dropout."""
+    report = (DOCS / "bench/effects.json").read_text(encoding="utf-8")
+    runs = json.loads(report)["runs"]
+    figure, axes = plt.subplots(figsize=(9, 4))
+    for name, color, label in (
+        ("small text", "#c23b3b", "no dropout"),
+        ("small text, dropout 0.2", GREEN, "dropout 0.2"),
+    ):
+        pattern = r"step +(\d+) \| train loss (\S+) \| val loss (\S+)"
+        lines = re.findall(pattern, runs[name]["output"])
+        steps, train, val = zip(*((int(s), float(a), float(b)) for s, a, b in lines))
+        axes.plot(steps, val, color=color, linewidth=2)
+        axes.plot(steps, train, color=color, linewidth=1.5, linestyle="--")
+        at = dict(xytext=(6, -3), textcoords="offset points", color=color)
+        axes.annotate(f"{label}, val", (steps[-1], val[-1]), **at)
+        axes.annotate(f"{label}, train", (steps[-1], train[-1]), **at)
+    axes.set(xlabel="step", ylabel="loss on a text of 100 KB", ylim=(0, 3.5))
+    axes.set_xlim(0, 800)
+    axes.grid()
+    save(figure, "overfitting", "Loss on a short text, with and without dropout")
 
 
 def squares(axes, T, size, kinds):
@@ -587,6 +701,7 @@ def cost():
 
 PICTURES = {f.__name__: f for f in (bigram, heads, qkv, attention, samples)}
 PICTURES |= {f.__name__: f for f in (shapes, schedule, worth)}
+PICTURES |= {f.__name__: f for f in (architecture, muon, overfitting)}
 PICTURES |= {f.__name__: f for f in (patterns, layouts, curves, peers, cost)}
 
 if __name__ == "__main__":
