@@ -9,8 +9,10 @@ import gc
 import io
 import os
 import random
+import re
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -207,6 +209,26 @@ def one_line(err, *words, script=None):
         assert word in line, line
 
 
+def continued(out):
+    """The checkpoints that a run says it continues from, with their steps."""
+    found = re.findall(r"^(.+): continuing from step (\d+)$", out, flags=re.M)
+    return [(path, int(step)) for path, step in found]
+
+
+def samples(out):
+    """The texts that a run wrote."""
+    texts = out.split("-" * 80 + "\n")[1:-1]
+    return [text.removesuffix("\n") for text in texts]
+
+
+def final_loss(out):
+    """What the last line says of a run that is complete; or None."""
+    found = re.search(r"^final val loss (\d+\.\d{4})\n\Z", out, flags=re.M)
+    if found:
+        return float(found[1])
+    return None
+
+
 def advice(out):
     """What the last line wants added to the command so that it continues."""
     line = out.splitlines()[-1]
@@ -215,6 +237,17 @@ def advice(out):
 
 
 # ------------------------------------------------------------------------ Run a script
+class Killed(BaseException):
+    """The end of a run in this process: no except clause of a script catches it."""
+
+
+def free_port():
+    """A port on this machine, where processes can meet."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 def capture(argv, call):
     """Call call() as the program argv and return its code, out and err, and what it
     returned.

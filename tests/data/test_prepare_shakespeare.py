@@ -22,9 +22,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from makers import ARGS, capture
+from makers import ARGS, ROOT, Killed, capture
 
-SCRIPT = Path(__file__).parents[2] / "prepare_shakespeare.py"
+SCRIPT = ROOT / "prepare_shakespeare.py"
 CONTENT = "First Citizen:\nÇa va, bien sûr.\n".encode() * 40
 
 
@@ -402,9 +402,6 @@ def test_a_name_that_the_console_cannot_show(folder):
 
 def test_killed_while_writing(nothing, monkeypatch):
     """A file that has its name is complete: nothing else may ever be trained on."""
-
-    class Killed(BaseException):
-        pass
 
     def kill(*args):
         assert not Path(

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, capture
+from makers import ROOT, capture
 
 CHAPTER = (ROOT / "docs/v2_attention.md").read_text(encoding="utf-8")
 REPORT = json.loads((ROOT / "docs/bench/attention.json").read_text(encoding="utf-8"))

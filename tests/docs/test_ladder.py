@@ -11,8 +11,8 @@ import re
 from pathlib import Path
 
 import pytest
+from makers import ROOT
 
-ROOT = Path(__file__).parents[2]
 LADDER = [
     "bigram.py",
     "v2_attention.py",

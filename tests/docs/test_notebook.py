@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from makers import ROOT, TINY
+from makers import ROOT, TINY, advice, continued, final_loss
 
 nbclient = pytest.importorskip("nbclient")
 pytest.importorskip("ipykernel")
@@ -84,7 +84,7 @@ def test_every_script_twice_in_one_kernel(kernel):
             )
             outputs = kernel(f"%run {ROOT / script} {flags}")
             assert errors(outputs) == [], script
-            assert "final val loss" in text_of(outputs), script
+            assert final_loss(text_of(outputs)) is not None, script
             assert text_of(outputs, "stderr") == "", script
         # What the script has made is at hand in the next cell
         code = "import torch\nidx = torch.tensor([encode('A')])\n"
@@ -103,8 +103,8 @@ def test_wrong_flag_is_one_line(kernel):
         outputs = kernel(f"%run {ROOT / script} --nonsense=1")
         assert errors(outputs) == []
         lines = text_of(outputs, "stderr").splitlines()
-        found = [line for line in lines if "error" in line]
-        assert found == [f"{script}: error: unrecognized arguments: --nonsense=1"]
+        (found,) = [line for line in lines if "error" in line]
+        assert found.startswith(f"{script}: error: ") and "--nonsense=1" in found
         assert "Traceback" not in str(outputs)
 
 
@@ -127,8 +127,9 @@ def test_interrupting_saves_and_the_next_run_goes_on(kernel):
         on_message,
     )
     outputs = kernel(cell)
-    assert "saved in out/gpt_char" in text_of(outputs)
+    assert advice(text_of(outputs)) == []
     assert errors(outputs) == []
     outputs = kernel(cell.replace("=1000000", "=1"))
-    assert "out/gpt_char/last.pt: continuing from step" in text_of(outputs)
-    assert "final val loss" in text_of(outputs)
+    (start,) = continued(text_of(outputs))
+    assert start[0] == "out/gpt_char/last.pt"
+    assert final_loss(text_of(outputs)) is not None

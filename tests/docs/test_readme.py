@@ -17,8 +17,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from makers import ROOT
 
-ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted(
     ["README.md", *(f"docs/{path.name}" for path in ROOT.glob("docs/*.md"))]
 )

@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 import torch
+from makers import final_loss, samples
 
 
 def counted_loss(text, smoothing=0.01):
@@ -23,10 +24,9 @@ def counted_loss(text, smoothing=0.01):
 
 def test_reaches_the_counted_optimum(run, text):
     done = run("bigram.py", "--max_new_tokens=20")
-    final = float(re.search(r"final val loss (\d+\.\d{4})\n\Z", done.out)[1])
-    assert final == pytest.approx(counted_loss(text), abs=0.03)
+    assert final_loss(done.out) == pytest.approx(counted_loss(text), abs=0.03)
     # and what it samples is made of pairs that the text has
-    sample = done.out.split("-" * 80 + "\n")[1][:-1]
+    (sample,) = samples(done.out)
     assert len(sample) == 21 and sample[0] == text[0]
     likely = [a + b in text for a, b in zip(sample, sample[1:])]
     assert sum(likely) >= 18
@@ -170,12 +170,11 @@ def test_output(run, script, direct_loss, text):
     assert first.out.startswith(start)
     for steps, line in expected:
         assert re.findall(f"^{line}$", first.out, flags=re.M) == steps
-    _, sample, end = first.out.split("-" * 80 + "\n")
-    assert sample.startswith("AB é") and len(sample) == 4 + 30 + 1
-    assert re.fullmatch(r"final val loss \d\.\d{4}\n", end)
+    (sample,) = samples(first.out)
+    assert sample.startswith("AB é") and len(sample) == 4 + 30
     whole = direct_loss(first.names, first.names["val_data"])
     # Not exact where bfloat16 is on
-    assert float(end.split()[-1]) == pytest.approx(whole, abs=2e-3)
+    assert final_loss(first.out) == pytest.approx(whole, abs=2e-3)
 
 
 @pytest.mark.long

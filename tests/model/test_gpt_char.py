@@ -9,7 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from makers import assert_same_state, read, shake
+from makers import (
+    assert_same_state,
+    continued,
+    final_loss,
+    read,
+    samples,
+    shake,
+)
 
 
 # -------------------------------------------------------------------------------- Data
@@ -260,9 +267,9 @@ def test_finished_run_only_samples(run, tiny, tree):
     )
     again = train(run, tiny, "--max_iters=6", "--prompt=AB", "--temperature=0")
     assert again.code == 0
-    sample = again.out.split("-" * 80 + "\n")[1]
-    assert sample.startswith("AB") and len(sample) == 2 + 5 + 1
-    assert again.out.splitlines()[-1] == trained.out.splitlines()[-1]
+    (sample,) = samples(again.out)
+    assert sample.startswith("AB") and len(sample) == 2 + 5
+    assert final_loss(again.out) == final_loss(trained.out) is not None
     assert tree().keys() == files.keys()
     assert_same_state(read("out/gpt_char/last.pt"), last)
     assert_same_state(read("out/gpt_char/best.pt"), best)
@@ -289,11 +296,11 @@ def test_best_is_kept_beside_last(run, tiny, folder, text, direct_loss):
     assert best["best_val_loss"] == last["best_val_loss"]
     assert best["best_val_loss"] == pytest.approx(min(losses), abs=1e-4)
     # what is printed and sampled at the end is of the best
-    names, final = done.names, float(done.out.split()[-1])
+    names = done.names
     for name, p in names["model"].state_dict().items():
         assert torch.equal(p, best["model"][name])
     of_best = direct_loss(names, names["val_data"])
-    assert final == pytest.approx(of_best, abs=1e-4)
+    assert final_loss(done.out) == pytest.approx(of_best, abs=1e-4)
     names["model"].load_state_dict(last["model"])
     assert direct_loss(names, names["val_data"]) > of_best + 0.01
 
@@ -304,7 +311,7 @@ def test_scratch_forgets(run, tiny):
     again = train(run, tiny, *args, "--init_from=scratch")
     losses = [re.findall(r"loss \d\.\d{4}", done.out) for done in (first, again)]
     assert losses[0] == losses[1] and len(losses[0]) == 5
-    assert "continuing" not in again.out
+    assert continued(again.out) == []
 
 
 def test_a_sample_at_every_evaluation(run, tiny):
@@ -313,10 +320,10 @@ def test_a_sample_at_every_evaluation(run, tiny):
     once = train(run, tiny, "--max_iters=6", "--eval_interval=6", "--out_dir=out/once")
     parts = re.split(r"^step +[36]/6 \| val loss .*\n", often.out, flags=re.M)
     assert len(parts) == 3
-    samples = [part.split("-" * 80)[0].rstrip("\n") for part in parts[1:]]
-    for text in samples:
+    texts = [part.split("-" * 80)[0].rstrip("\n") for part in parts[1:]]
+    for text in texts:
         assert text.startswith("AB") and len(text) >= 80
-    assert samples[0] != samples[1] and once.code == 0
+    assert texts[0] != texts[1] and once.code == 0
     assert_same_state(
         read("out/often/last.pt")["model"], read("out/once/last.pt")["model"]
     )
@@ -338,7 +345,7 @@ def test_no_training_writes_nothing(run, tiny, tree):
 def test_more_steps_go_on_from_the_last(run, tiny):
     train(run, tiny, "--max_iters=6")
     done = train(run, tiny, "--max_iters=9")
-    assert "continuing from step 6" in done.out
+    assert continued(done.out) == [("out/gpt_char/last.pt", 6)]
     assert read("out/gpt_char/last.pt")["step"] == 9
 
 
@@ -361,6 +368,6 @@ def test_checkpoint_content(run, tiny, short):
 def test_resumed_run_has_the_settings_of_its_command_line(run, tiny):
     run("gpt_char.py", *tiny, "--max_iters=2")
     done = run("gpt_char.py", *tiny, "--max_iters=3", "--beta2=0.5")
-    assert "continuing from step 2" in done.out
+    assert continued(done.out) == [("out/gpt_char/last.pt", 2)]
     (group,) = done.names["optimizers"][-1].param_groups
     assert group["betas"] == (0.9, 0.5)

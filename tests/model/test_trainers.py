@@ -12,7 +12,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from makers import ARGS, LARGE, TRAINERS, read, run_here, shake, write_shard
+from makers import (
+    ARGS,
+    LARGE,
+    TRAINERS,
+    continued,
+    read,
+    run_here,
+    shake,
+    write_shard,
+)
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 # What is shared is run with two blocks, and in micro-steps of two windows
@@ -176,7 +185,7 @@ def test_training_by_the_formulas(script, in_float64, optimizer):
         model(*script.batch(names, step)).backward()
         reference.learn({k: p.grad.numpy() for k, p in model.named_parameters()})
     done = script.run(*args, "--max_iters=5")
-    assert "out/run/last.pt: continuing from step 0\n" in done.out
+    assert continued(done.out) == [("out/run/last.pt", 0)]
     after = read("out/run/last.pt")["model"]
     for name, expected in reference.weights.items():
         change = np.abs(expected - start[name].numpy()).max()

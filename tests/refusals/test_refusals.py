@@ -15,7 +15,18 @@ import numpy as np
 import pytest
 import torch
 from bad_input import LAST, TABLES, TRAIN
-from makers import ARGS, LADDER, LARGE, TRAINERS, one_line, read, run_here, the_line
+from makers import (
+    ARGS,
+    LADDER,
+    LARGE,
+    TRAINERS,
+    final_loss,
+    one_line,
+    read,
+    run_here,
+    samples,
+    the_line,
+)
 
 TWO_STEPS = ["--max_iters=2", "--eval_interval=1"]
 OUT = "--out_dir=out/run"
@@ -74,7 +85,7 @@ def test_refused(place, tree, train, monkeypatch, script, row):
     done = run_here(f"{script}.py", *working(script), *row.flags.split())
     assert done.code == row.code, done.err
     one_line(done.err, *row.words, script=script if row.code == 2 else None)
-    assert "final val loss" not in done.out and "-" * 80 not in done.out
+    assert samples(done.out) == [] and final_loss(done.out) is None
     assert not Path("it_was_run").exists()
     if not row.late:
         assert tree() == files
@@ -249,7 +260,8 @@ def test_prompt_that_is_no_unicode(place, script):
     question mark.
     """
     done = run_here(f"{script}.py", *ARGS[script], "--max_iters=0", "--prompt=a\udce9b")
-    assert (done.code, done.err) == (0, "") and "-" * 80 + "\na?b" in done.out
+    assert (done.code, done.err) == (0, "")
+    assert samples(done.out)[0].startswith("a?b")
 
 
 # ------------------------------------------------------------------ A run that diverges
@@ -266,7 +278,7 @@ def test_loss_that_is_no_number(place, script, optimizer, eval_interval):
     assert run_here(f"{script}.py", *args).code == 0
     bad = ["--learning_rate=1e30", "--max_iters=20"]
     done = run_here(f"{script}.py", *args, *bad)
-    assert done.code == 1 and "final val loss" not in done.out
+    assert done.code == 1 and final_loss(done.out) is None
     one_line(done.err, "--learning_rate")
     if script in LARGE and eval_interval == 100:
         assert "val loss" not in done.out  # at once, not at the next evaluation
@@ -291,7 +303,7 @@ def test_weights_that_are_no_numbers(place, train, max_iters):
         state["best_val_loss"] = min(state["best_val_loss"], 3.0)
         torch.save(state, path)
     done = run_here("gpt_char.py", *working("gpt_char"), f"--max_iters={max_iters}")
-    assert done.code == 1 and "final val loss" not in done.out
+    assert done.code == 1 and final_loss(done.out) is None
     one_line(done.err, "not finite")
 
 

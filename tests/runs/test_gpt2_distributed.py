@@ -7,7 +7,6 @@ import csv
 import os
 import shutil
 import signal
-import socket
 import sys
 import time
 
@@ -15,7 +14,15 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from makers import ROOT, letters, popen, write_shard, write_shards
+from makers import (
+    ROOT,
+    continued,
+    free_port,
+    letters,
+    popen,
+    write_shard,
+    write_shards,
+)
 
 pytestmark = pytest.mark.skipif(
     not dist.is_available() or not dist.is_gloo_available(),
@@ -125,9 +132,7 @@ def train(
 
     each: more arguments, by rank. limit: the seconds after which a process is killed.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     command = [sys.executable, *(["spy.py"] if spy else ()), SCRIPT, *ARGS, *args]
     started = []
     for rank in range(processes):
@@ -270,9 +275,8 @@ def test_resume_on_another_number_of_processes(folder, one, two):
         shutil.copy(before / f"step_{step:06d}.pt", out_dir / "last.pt")
         shutil.copy(before / "best.pt", out_dir)
         stdout = train(folder, processes, f"--out_dir={out_dir.name}")
-        assert (
-            f"continuing from step {step}" in stdout and f"{processes} x cpu" in stdout
-        )
+        assert continued(stdout) == [(f"{out_dir.name}/last.pt", step)]
+        assert f"{processes} x cpu" in stdout
         for curve, new, first in zip(
             (losses, val_losses), curves(out_dir), (step + 1, step + 4)
         ):
@@ -334,7 +338,7 @@ def saved_and_goes_on(folder, out_dir, stdout):
     files = {path.name for path in (folder / out_dir).iterdir()}
     assert files == {"best.pt", "last.pt", "log.csv"}  # nothing temporary is left
     stdout = train(folder, 2, f"--out_dir={out_dir}", f"--max_iters={step + 1}")
-    assert f"{out_dir}/last.pt: continuing from step {step}\n" in stdout
+    assert continued(stdout) == [(f"{out_dir}/last.pt", step)]
     assert list(curves(folder / out_dir)[0]) == [*range(1, step + 2)]
 
 

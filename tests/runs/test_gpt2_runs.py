@@ -21,8 +21,10 @@ from makers import (
     PRECISIONS,
     SHORT,
     STOP_SIGNALS,
+    Killed,
     advice,
     assert_same_runs,
+    continued,
     huggingface_model,
     leaves,
     random_tokens,
@@ -77,10 +79,6 @@ def test_logged_loss_is_of_the_whole_step(gpt2, tokens):
     expected = g["model"](*g["get_batch"](0, 0)).item()  # one batch has all of them
     gpt2(*SHORT, "--max_iters=1", "--batch_size=2", "--out_dir=run")
     assert read_log("run")[0][1] == pytest.approx(expected, rel=1e-6)
-
-
-class Killed(BaseException):
-    """What no except clause of the script catches."""
 
 
 def interrupt(monkeypatch, line_start, how):
@@ -138,7 +136,7 @@ def test_log_has_no_double_rows(gpt2, tokens, monkeypatch):
     assert list(read_log("run")[0]) == [1, 2, 3, 4, 5, 6, 7]
     log.write_text(log.read_text() + "8,5.5,0.0")  # and in the middle of a row
     with monkeypatch.context() as context:
-        interrupt(context, "run/last.pt: continuing from step 4", "killed")
+        interrupt(context, "run/last.pt: ", "killed")
         with pytest.raises(Killed):
             gpt2(*SHORT, "--out_dir=run")
     gpt2(*SHORT, "--out_dir=run")
@@ -227,7 +225,7 @@ def test_fine_tuning_is_continued(gpt2, tokens, monkeypatch, capsys):
         with pytest.raises(SystemExit):
             gpt2(*tune, "--out_dir=parts")
     gpt2(*tune, "--out_dir=parts", *advice(capsys.readouterr().out))
-    assert "parts/last.pt: continuing from step 6" in capsys.readouterr().out
+    assert continued(capsys.readouterr().out) == [("parts/last.pt", 6)]
     assert read_log("parts") == read_log("whole")
     assert_same_runs("parts", "whole")
 
@@ -243,7 +241,7 @@ def test_fine_tuning_of_openais_weights_is_continued(gpt2, tokens, monkeypatch, 
     flags = advice(capsys.readouterr().out)
     gpt2(*tune, *flags)
     out = capsys.readouterr().out
-    assert "out/gpt2_train/last.pt: continuing from step 6" in out
+    assert continued(out) == [("out/gpt2_train/last.pt", 6)]
     assert list(read_log("out/gpt2_train")[0]) == list(range(1, 13))
 
 
@@ -374,7 +372,8 @@ def test_resume_in_another_precision(gpt2, tokens, capsys, first, second):
         assert g["scaler"].get_scale() == 65536
     capsys.readouterr()
     gpt2(*SHORT, *PRECISIONS[second])
-    assert "continuing from step 4" in capsys.readouterr().out
+    expected = [("out/gpt2_train/last.pt", 4)]
+    assert continued(capsys.readouterr().out) == expected
     losses = read_log("out/gpt2_train")[0]
     assert list(losses) == list(range(1, 13)) and all(
         map(math.isfinite, losses.values())
