@@ -4,19 +4,15 @@ import csv
 import math
 import os
 import re
-import socket
 import sys
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch._dynamo  # every optimizer imports it: so copies of this process have it
 import torch.distributed as dist
 import torch.nn.functional as F
-from conftest import names_of, popen, run_here
+from makers import ROOT, free_port, names_of, popen, run_here, write_shards
 
-ROOT = Path(__file__).parents[2]
 SHAPES = [  # positions, stride, summary
     (1, 4, 1),
     (5, 8, 2),
@@ -80,12 +76,7 @@ def masked_attention(q, k, v, matrix):
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
-    for name, n in {"train_000001": 3000, "val_000000": 300}.items():
-        header = np.zeros(256, dtype="<i4")
-        header[:4] = 20240520, 1, n, 256
-        tokens = np.random.default_rng(n).integers(97, 123, n).astype("<u2")
-        path = folder / f"tiny_{name}.bin"
-        path.write_bytes(header.tobytes() + tokens.tobytes())
+    write_shards(folder, 3000, 300)
     return folder
 
 
@@ -376,9 +367,7 @@ def test_two_processes_equal_one(data_dir, tmp_path, pattern, combine):
         flags = [*TINY, f"--data_dir={data_dir}", f"--out_dir={out_dir}"]
         flags += [f"--pattern={pattern}", f"--combine={combine}"]
         flags += ["--max_iters=3", "--batch_size=2"]
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
+        port = str(free_port())
         env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "WORLD_SIZE": str(processes)}
         env.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
         started = []
@@ -397,51 +386,6 @@ def test_two_processes_equal_one(data_dir, tmp_path, pattern, combine):
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
-@pytest.mark.parametrize(
-    "flag, what_is_right",
-    [
-        ("--pattern=sparse", ["fixed", "strided", "dense"]),
-        ("--combine=union", ["heads", "layers"]),
-        ("--stride=33", ["0", "--block_size=32"]),
-        ("--window=33", ["0", "--block_size=32"]),
-        ("--sinks=0", ["1"]),
-        ("--tile=0", ["1"]),
-        ("--summary=0", ["1", "--stride=6"]),
-        ("--summary=7", ["1", "--stride=6"]),
-        ("--n_head=1", ["even", "--combine=layers"]),
-        ("--export_dir=hf", ["--pattern=dense"]),
-    ],
-)
-def test_bad_input_is_one_clear_line(
-    data_dir, tmp_path, monkeypatch, flag, what_is_right
-):
-    """It names the flag, and what would be right. Nothing is written."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(sys.modules, "transformers", sys)  # it is not needed for that
-    flags = [*TINY, "--max_iters=0", f"--data_dir={data_dir}"]
-    result = run_here("sparse_gpt.py", *flags, flag)
-    usage, error = result.err.splitlines()
-    assert result.code == 2 and usage.startswith("usage: sparse_gpt.py")
-    assert error.startswith("sparse_gpt.py: error: ")
-    assert flag in error or "export" in flag
-    for word in what_is_right:
-        assert word in error.replace(flag, "")
-    assert result.out == "" and not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("more", (["--pattern=fixed"], ["--pattern=window"]))
-def test_weights_of_gpt2_are_refused_for_another_model(
-    data_dir, tmp_path, monkeypatch, more
-):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(sys.modules, "transformers", sys)
-    right = ["--pattern=dense", f"--data_dir={data_dir}"]
-    for flag in ("--init_from=gpt2", "--export_dir=hf"):
-        flags = [*TINY, *right, *more, "--max_iters=0", flag]
-        result = run_here("sparse_gpt.py", *flags)
-        assert result.code == 2 and "need --pattern=dense" in result.err
-
-
 def test_weights_go_to_transformers_and_back(data_dir, tmp_path):
     pytest.importorskip("transformers")
     flags = ["--max_iters=0", "--pattern=dense"]
@@ -457,29 +401,6 @@ def test_weights_go_to_transformers_and_back(data_dir, tmp_path):
 def test_one_head_will_do_where_hops_do_not_share(data_dir):
     load(data_dir, "--max_iters=0", "--n_head=1", "--pattern=dense")
     load(data_dir, "--max_iters=0", "--n_head=1", "--combine=layers")
-
-
-def test_checkpoint_of_another_pattern_is_refused(data_dir, tmp_path):
-    out_dir = tmp_path / "out"
-    flags = [*TINY, f"--data_dir={data_dir}", f"--out_dir={out_dir}"]
-    assert run_here("sparse_gpt.py", *flags, "--max_iters=1").code == 0
-    before = {path: path.read_bytes() for path in out_dir.iterdir()}
-    others = {  # name: (the value of the checkpoint, another one)
-        "pattern": ("fixed", "strided"),
-        "stride": (6, 5),
-        "summary": (2, 3),
-        "combine": ("heads", "layers"),
-        "window": (9, 8),
-    }
-    for name, (mine, other) in others.items():
-        result = run_here("sparse_gpt.py", *flags, "--max_iters=2", f"--{name}={other}")
-        assert result.code == 1 and result.err.count("\n") == 1
-        assert "Traceback" not in result.err
-        assert "last.pt: " in result.err and "--out_dir" in result.err
-        assert re.search(rf"{name}={mine}\b.*\b{other}\b", result.err)
-    assert before == {path: path.read_bytes() for path in out_dir.iterdir()}
-    result = run_here("sparse_gpt.py", *flags, "--max_iters=2")
-    assert result.code == 0 and "from step 1" in result.out
 
 
 @pytest.mark.parametrize("pattern", ("fixed", "strided", "dense"))

@@ -146,6 +146,25 @@ add(
     before=lambda: Path("a_file").write_text("mine"),
 )
 add(
+    ["sparse_gpt"],
+    [
+        ("--pattern=sparse", "--pattern=sparse", "fixed", "strided", "dense"),
+        ("--combine=union", "--combine=union", "heads", "layers"),
+        ("--stride=17", "--stride=17", "0", "--block_size=16"),
+        ("--window=17", "--window=17", "0", "--block_size=16"),
+        ("--sinks=0", "--sinks=0", "1"),
+        ("--selected=0", "--selected=0", "1"),
+        ("--tile=0", "--tile=0", "1"),
+        ("--summary=0", "--summary=0", "1", "--stride=4"),
+        ("--summary=5", "--summary=5", "1", "--stride=4"),
+        ("--n_head=1", "--n_head=1", "even", "--combine=layers"),
+        # GPT-2's weights are those of a dense model
+        ("--export_dir=hf", "--pattern=dense"),
+        ("--init_from=gpt2", "--pattern=dense"),
+        ("--init_from=gpt2 --pattern=window", "--pattern=dense"),
+    ],
+)
+add(
     ["prepare_shakespeare"],
     [
         ("--sorce=a --name=x", "--sorce=a"),
@@ -312,9 +331,12 @@ NOISE = random.Random(1).randbytes(20_000)
 ABOUT_LAST = (str(LAST), "--out_dir")
 OTHERS = {"n_layer": (1, 3), "n_embd": (16, 32), "n_head": (2, 4)}
 OTHERS |= {"block_size": (16, 32), "optimizer": ("muon", "adamw")}
-for name, (old, new) in OTHERS.items():
-    words = [*ABOUT_LAST, f"{name}={old}", str(new)]
-    add(TRAINERS, [(f"--{name}={new}", *words)], code=1, trained=True)
+OTHERS_SPARSE = {"pattern": ("fixed", "strided"), "combine": ("heads", "layers")}
+OTHERS_SPARSE |= {"stride": (4, 5), "summary": (2, 3), "window": (8, 7)}
+for scripts, others in ((TRAINERS, OTHERS), (["sparse_gpt"], OTHERS_SPARSE)):
+    for name, (old, new) in others.items():
+        words = [*ABOUT_LAST, f"{name}={old}", str(new)]
+        add(scripts, [(f"--{name}={new}", *words)], code=1, trained=True)
 for max_iters in (2, 4):
     flags = f"--data_dir=other --max_iters={max_iters}"
     row = (f"other data, {max_iters} steps", write_other_data, flags, *ABOUT_LAST)
