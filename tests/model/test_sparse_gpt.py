@@ -377,7 +377,7 @@ def test_two_processes_equal_one(data_dir, tmp_path, pattern, combine):
             started.append(popen(command, env=dict(env), cwd=tmp_path))
         outputs = [process.communicate(timeout=300) for process in started]
         codes = [process.returncode for process in started]
-        assert codes == [0] * processes, outputs
+        assert codes == [0] * processes, "".join(err for _, err in outputs)
         with open(out_dir / "log.csv") as f:
             losses.append(
                 [float(r["loss"] or r["val_loss"]) for r in csv.DictReader(f)]

@@ -144,8 +144,10 @@ def train(
         started.append(popen([*command, *each[rank]], env=env, cwd=folder))
     outputs = [process.communicate(timeout=limit) for process in started]
     codes = [process.returncode for process in started]
-    assert codes == [expected] * processes, outputs
-    return "".join(out for out, _ in outputs)
+    said = "".join(out for out, _ in outputs)
+    errors = "".join(err for _, err in outputs)
+    assert codes == [expected] * processes, f"{said}\n{errors}"
+    return said
 
 
 def torchrun(folder, *args, wrapper=()):
