@@ -404,6 +404,61 @@ FAULTS = [
         'if max_iters > 0 and Path(out_dir, "best.pt").exists():',
         "if False:",
     ),
+    # sparse_gpt.py, in what it adds
+    Fault(
+        "dropout of attention while evaluating",
+        "sparse_gpt.py",
+        "p = dropout if self.training else 0.0",
+        "p = dropout",
+    ),
+    Fault(
+        "the window holds one position more",
+        "sparse_gpt.py",
+        "def in_window(i, j):\n    return i - j < window",
+        "def in_window(i, j):\n    return i - j <= window",
+    ),
+    Fault(
+        "one row back is a position short",
+        "sparse_gpt.py",
+        "return i - j <= stride",
+        "return i - j < stride",
+    ),
+    Fault(
+        "the summary is one column wider",
+        "sparse_gpt.py",
+        "return j % stride >= stride - summary",
+        "return j % stride >= stride - summary - 1",
+    ),
+    Fault(
+        "a query that sees nobody sees everybody",
+        "sparse_gpt.py",
+        "results.append(y.masked_fill(blind, 0.0))",
+        "results.append(y)",
+    ),
+    Fault(
+        "every layer takes the first hop",
+        "sparse_gpt.py",
+        "Block([hops[i % len(hops)]])",
+        "Block([hops[0 * i]])",
+    ),
+    Fault(
+        "selection by the first key of a tile, not by their mean",
+        "sparse_gpt.py",
+        "chosen = select(q_group, k.mean(2), queries)",
+        "chosen = select(q_group, k[:, :, 0], queries)",
+    ),
+    Fault(
+        "selection while sampling: the own tile begins a position early",
+        "sparse_gpt.py",
+        "own = self.length // tile\n",
+        "own = (self.length + 1) // tile\n",
+    ),
+    Fault(
+        "a cache overwrites a key that is still seen",
+        "sparse_gpt.py",
+        "leaving[max(j, last[j]) + 1].append(numbers[j])",
+        "leaving[max(j + 1, last[j])].append(numbers[j])",
+    ),
     # docs/tools/steps.py
     Fault(
         "two insertions at one place",

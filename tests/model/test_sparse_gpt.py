@@ -316,7 +316,7 @@ def test_no_position_sees_the_future(data_dir, pattern, combine):
             assert changed[i:].all()
 
 
-@pytest.mark.parametrize("pattern, combine", VARIANTS)
+@pytest.mark.parametrize("pattern, combine", [*VARIANTS, ("selection", "heads")])
 def test_cached_sampling_equals_uncached(data_dir, pattern, combine):
     """Also after the window began to slide."""
     flags = [f"--pattern={pattern}", f"--combine={combine}"]
