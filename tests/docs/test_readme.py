@@ -14,7 +14,6 @@ import runpy
 import shlex
 import statistics
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from makers import ROOT
@@ -246,37 +245,6 @@ def test_links_lead_somewhere(name):
 )
 def test_the_checks_notice(check, text, found):
     assert check(text) == found
-
-
-def batch_size_that_fits(memory, model, block_size):
-    """What gpt2_train.py chooses for a GPU with so many bytes, or "no"."""
-    for node in tree_of("gpt2_train.py").body:
-        if ast.unparse(node).startswith("sizes = "):
-            n_layer, _, n_embd, *_ = ast.literal_eval(node.value)[model]
-        if getattr(node, "name", "") == "largest_batch_size":
-            function = ast.unparse(node)
-    function = function.replace("largest = 1", "largest = 0")  # 0 where nothing fits
-    vocab_size = 50304  # padded
-    n_params = (vocab_size + block_size) * n_embd + 2 * n_embd
-    n_params += n_layer * (12 * n_embd**2 + 13 * n_embd)
-    wte = SimpleNamespace(weight=range(vocab_size))
-    names = {"n_layer": n_layer, "n_embd": n_embd, "n_params": n_params}
-    names |= {"block_size": block_size, "per_process": 524_288 // block_size}
-    names |= {"model": SimpleNamespace(wte=wte), "bfloat16": True, "float16": False}
-    exec(function, names)
-    return str(names["largest_batch_size"](memory) or "no")
-
-
-def test_memory_table_is_computed_by_the_script():
-    text = TEXTS["docs/reproduce_gpt2.md"]
-    header = re.search(r"^\| model \| context \|(.*)\|$", text, flags=re.M)
-    gib = [int(number) for number in re.findall(r"(\d+) GiB", header[1])]
-    rows = re.findall(r"^\| `(gpt[\w-]+)` \| ([\d,]+) \| (.*) \|$", text, flags=re.M)
-    assert len(rows) == 6 and len(gib) == 5
-    for model, context, cells in rows:
-        context = int(context.replace(",", ""))
-        expected = [batch_size_that_fits(n * 2**30, model, context) for n in gib]
-        assert cells.split(" | ") == expected, model
 
 
 def test_ladder_table_is_that_of_the_report():

@@ -157,17 +157,18 @@ def test_output(run, script, direct_loss, text):
     args += ["--prompt=AB é", "--block_size=32", "--batch_size=5"]
     if script == "gpt_char.py":  # its runs are long: it also prints times and samples
         args += ["--log_interval=3", "--n_layer=1", "--n_head=2", "--n_embd=32"]
-        train_line = r"step     (\d)/4 \| loss \d\.\d{4} \| \d+ ms \| \d+\.\d min left"
-        val_line = r"step     (\d)/4 \| val loss \d\.\d{4}"
+        train_line = r"step +(\d)/4 .*\| loss \d\.\d{4}\b.*"
+        val_line = r"step +(\d)/4 .*\| val loss \d\.\d{4}\b.*"
         expected = [(["3"], train_line), (["2", "4"], val_line)]
     else:
-        line = r"step     (\d) \| train loss \d\.\d{4} \| val loss \d\.\d{4}"
+        line = r"step +(\d) .*\| train loss \d\.\d{4} .*\| val loss \d\.\d{4}\b.*"
         expected = [(["0", "2"], line)]
     first = run(script, *args)
     assert (first.code, first.err) == (0, "")
     count = sum(p.numel() for p in first.names["model"].parameters())
-    start = f"{count:,} parameters, {len(set(text))} different tokens, device cpu\n"
-    assert first.out.startswith(start)
+    start = first.out.splitlines()[0]
+    for word in (f"{count:,}", f"{len(set(text))}", "cpu"):
+        assert word in start.split()
     for steps, line in expected:
         assert re.findall(f"^{line}$", first.out, flags=re.M) == steps
     (sample,) = samples(first.out)
