@@ -430,10 +430,10 @@ FAULTS = [
         "return j % stride >= stride - summary - 1",
     ),
     Fault(
-        "a query that sees nobody sees everybody",
+        "a query that sees nobody gets something",
         "sparse_gpt.py",
-        "results.append(y.masked_fill(blind, 0.0))",
-        "results.append(y)",
+        "blind, 0.0)",
+        "blind, 0.5)",
     ),
     Fault(
         "every layer takes the first hop",
@@ -442,16 +442,16 @@ FAULTS = [
         "Block([hops[0 * i]])",
     ),
     Fault(
-        "selection by the first key of a tile, not by their mean",
+        "selection: the own tile counts as one of those selected",
         "sparse_gpt.py",
-        "chosen = select(q_group, k.mean(2), queries)",
-        "chosen = select(q_group, k[:, :, 0], queries)",
+        "scores.masked_fill(numbers >= own, -torch.inf)",
+        "scores.masked_fill(numbers > own, -torch.inf)",
     ),
     Fault(
         "selection while sampling: the own tile begins a position early",
         "sparse_gpt.py",
-        "own = self.length // tile\n",
-        "own = (self.length + 1) // tile\n",
+        "self.length // tile",
+        "(self.length + 1) // tile",
     ),
     Fault(
         "a cache overwrites a key that is still seen",
