@@ -1,34 +1,37 @@
 """What the chapter gpt_char.md claims beyond the loss of each step.
 
-    python docs/bench/effects.py [--minutes=5]
+    python docs/bench/effects.py                      losses
+    python docs/bench/effects.py --time --minutes=2   times, on an idle machine
 
-Each row is one run of a file between v2_attention.py and gpt_char.py with some flags.
-The report is docs/bench/effects.md, and .json with what every run printed. A run that
-the JSON has is not repeated; delete it there if its file has changed.
+Each row is a run of a file between v2_attention.py and gpt_char.py with some flags. The
+report is docs/bench/effects.md, and .json with what every run printed. A loss that the
+JSON has of the same code is not measured again, so a run can be interrupted. --time
+adds rounds to the times, starting with the files that have the fewest.
+
+ms per step: the time of a run of 82 steps minus that of a run of two, per step, on a
+text so short that the evaluations hardly count.
 """
 
 import argparse
 import json
 import os
 import re
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+from steps import code_of
+
 ROOT = Path(__file__).resolve().parents[2]
 BENCH = ROOT / "docs/bench"
+RECORD = BENCH / "effects.json"
 SMALL = "--data_dir=data/small"  # the first 30,000 characters of Shakespeare
-# (name, beginning of the file's name, flags)
-RUNS = []
-for depth in (1, 3, 6):
-    RUNS.append((f"plain, {depth} blocks", "02", f"--n_layer={depth} --max_iters=300"))
-for depth in (1, 3, 6):
-    name = f"residual, {depth} blocks"
-    RUNS.append((name, "03", f"--n_layer={depth} --max_iters=300"))
 SHORT = f"{SMALL} --max_iters=800 --batch_size=16 --eval_interval=50"
-RUNS += [
+# (name, beginning of the file's name, flags)
+RUNS = [
     ("first lines", "17", "--max_iters=1"),
     ("first lines, quiet start", "18", "--max_iters=1"),
     ("first lines, 12 blocks", "17", "--max_iters=1 --n_layer=12"),
@@ -37,8 +40,10 @@ RUNS += [
     ("AdamW, rate 1.5e-2", "17", "--optimizer=adamw --max_iters=300"),
     ("small text", "14", SHORT),
     ("small text, dropout 0.2", "14", f"{SHORT} --dropout=0.2"),
-    ("small text, decay 1", "14", f"{SHORT} --weight_decay=1"),
-    ("small text, decay 0", "14", f"{SHORT} --weight_decay=0"),
+    ("small text, decay 0", "12", f"{SHORT} --weight_decay=0"),
+    ("small text, decay 0.1", "12", SHORT),
+    ("small text, decay 1", "12", f"{SHORT} --weight_decay=1"),
+    ("small text, both", "14", f"{SHORT} --dropout=0.2 --weight_decay=1"),
     ("a longer run, 1 block", "06", "--max_iters=1000 --n_layer=1"),
     ("a longer run", "06", "--max_iters=1000"),
     ("constant rate", "10", "--max_iters=1000"),
@@ -46,20 +51,44 @@ RUNS += [
     ("residual, rate 2e-2", "03", "--learning_rate=2e-2 --max_iters=300"),
     ("LayerNorm, rate 2e-2", "04", "--learning_rate=2e-2 --max_iters=300"),
 ]
+for depth in (1, 3, 6):
+    RUNS.append((f"plain, {depth} blocks", "02", f"--n_layer={depth} --max_iters=300"))
+for depth in (1, 3, 6):
+    name = f"residual, {depth} blocks"
+    RUNS.append((name, "03", f"--n_layer={depth} --max_iters=300"))
+for file in ("20", "18", "19", "17"):
+    for seed in (1, 2):
+        RUNS.append((f"{file}, seed {seed}", file, f"--seed={seed} --max_iters=300"))
+# (beginning of the file's name, flags)
+TIMES = [
+    ("04", ""),
+    ("05", ""),
+    ("04", "--n_head=16"),
+    ("05", "--n_head=16"),
+    ("12", ""),
+    ("13", ""),
+    ("15", ""),
+    ("16", ""),
+    ("20", ""),
+    ("21", ""),
+]
+TIMED_STEPS = 80
 
 
 def make_small_text():
-    """The short text on which dropout shows what it is for."""
+    """The short text on which the model overfits."""
     text = (ROOT / "data/shakespeare/input.txt").read_text(encoding="utf-8")
     folder = ROOT / "data/small"
     folder.mkdir(exist_ok=True)
     (folder / "input.txt").write_text(text[:30_000], encoding="utf-8")
 
 
-def run(path, flags):
+def run(path, flags, threads=0):
     """What a run prints, and the time of the whole process in seconds."""
     command = [sys.executable, path, *flags.split(), "--prompt=ROMEO:"]
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    env = dict(os.environ)
+    if threads > 0:
+        env["OMP_NUM_THREADS"] = str(threads)
     start = time.perf_counter()
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     if done.returncode != 0 and "nan" not in done.stdout:  # nan: a loss that exploded
@@ -67,8 +96,67 @@ def run(path, flags):
     return {"output": done.stdout, "seconds": round(time.perf_counter() - start, 1)}
 
 
-def row(name, file, flags, output):
-    """The run as a row of the table: its first and its last lines."""
+# --------------------------------------------------------------------------- Measuring
+def saved():
+    """All that was measured so far; another process may add something, too."""
+    if not RECORD.exists():
+        return {"runs": {}, "times": {}}
+    return {"times": {}} | json.loads(RECORD.read_text(encoding="utf-8"))
+
+
+def save(part, name, result):
+    """Put one result into the JSON."""
+    found = saved()
+    found[part][name] = result
+    unfinished = RECORD.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    unfinished.replace(RECORD)
+
+
+def measure_losses(path_of, end):
+    """Do the runs that the JSON doesn't have yet."""
+    for name, file, flags in RUNS:
+        path = path_of(file)
+        known = {"file": path.name, "flags": flags, "code": code_of(path)}
+        old = saved()["runs"].get(name, {})
+        if known.items() <= old.items():
+            continue
+        if time.monotonic() > end:
+            print("the time is up; the same command continues here")
+            break
+        result = run(path, flags, threads=1)
+        save("runs", name, known | result)
+        print(name, result["seconds"], "s", flush=True)
+
+
+def measure_times(path_of, end):
+    """Time a step of each file, again and again until the time is up."""
+    fixed = f"{SMALL} --max_new_tokens=1 --eval_interval=1000"
+    while time.monotonic() < end:
+        times = saved()["times"]
+        rows = []
+        for file, flags in TIMES:
+            path = path_of(file)
+            name = f"{file} {flags}".strip()
+            row = {"file": path.name, "code": code_of(path), "ms": []}
+            old = times.get(name, {})
+            if old.get("code") == row["code"]:
+                row = old
+            rows.append((len(row["ms"]), name, path, flags, row))
+        _, name, path, flags, row = min(rows, key=lambda found: found[0])
+        seconds = []
+        for steps in (2, 2 + TIMED_STEPS):
+            start = time.perf_counter()
+            run(path, f"{fixed} --max_iters={steps} {flags}")
+            seconds.append(time.perf_counter() - start)
+        row["ms"].append(round(1000 * (seconds[1] - seconds[0]) / TIMED_STEPS, 1))
+        save("times", name, row)
+        print(name, row["ms"], "ms per step", flush=True)
+
+
+# ----------------------------------------------------------------------------- Reports
+def loss_row(name, file, flags, output):
+    """A run as a row of the table: its first and its last lines."""
     steps = re.findall(r"train loss (\S+) \| val loss (\S+)", output)
     final = (re.findall(r"final val loss (\S+)", output) or ["nan"])[0]
     lowest = min(float(loss) for _, loss in [*steps, ("", final)])
@@ -76,50 +164,61 @@ def row(name, file, flags, output):
     return "| " + " | ".join([*cells, f"{lowest:.4f}", final]) + " |"
 
 
+def report(found):
+    """The report as Markdown."""
+    lines = ["# What single steps of gpt_char.md change", ""]
+    lines += [
+        "## Losses",
+        "",
+        "One run each, one thread; seed 1337 if no other is named.",
+    ]
+    lines += [
+        "The train loss is that of the last batch before the last evaluation.",
+        "",
+    ]
+    heads = "run | file and flags | first val loss | train loss | lowest val loss"
+    lines += [f"| {heads} | final val loss |", "|---|---|---:|---:|---:|---:|"]
+    for name, file, flags in RUNS:
+        if name in found["runs"]:
+            lines.append(loss_row(name, file, flags, found["runs"][name]["output"]))
+    lines += ["", "## Times", "", "Two threads, nothing else running."]
+    lines += ["Median, and the range of all rounds.", ""]
+    lines += ["| file and flags | ms per step | rounds |", "|---|---:|---:|"]
+    for file, flags in TIMES:
+        name = f"{file} {flags}".strip()
+        if name in found["times"]:
+            ms = found["times"][name]["ms"]
+            values = f"{statistics.median(ms):.1f} ({min(ms):.1f} - {max(ms):.1f})"
+            lines.append(f"| {name} | {values} | {len(ms)} |")
+    if "a longer run" in found["runs"]:
+        sample = found["runs"]["a longer run"]["output"].split("-" * 80)[1].strip()
+        lines += ["", "## What step 6 writes after 1,000 steps", "", "```text"]
+        lines += [sample, "```"]
+    return "\n".join(lines) + "\n"
+
+
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--minutes", type=float, default=5)
-    parser.add_argument("--first", type=int, default=0, help="row to begin with")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--minutes", type=float, default=60, help="stop after as many")
+    parser.add_argument("--time", action="store_true", help="times instead of losses")
     args = parser.parse_args()
     make_small_text()
-    record = BENCH / "effects.json"
-
-    def runs():
-        """All runs so far; another process may add some, too."""
-        if not record.exists():
-            return {}
-        return json.loads(record.read_text(encoding="utf-8"))["runs"]
-
-    begin = time.monotonic()
+    end = time.monotonic() + 60 * args.minutes
     with tempfile.TemporaryDirectory() as folder:
         steps = [sys.executable, ROOT / "docs/tools/steps.py", "unfold", folder]
         subprocess.run(steps, check=True, stdout=subprocess.DEVNULL)
-        for name, file, flags in RUNS[args.first :]:
-            if name in runs() or time.monotonic() - begin > 60 * args.minutes:
-                continue
+
+        def path_of(file):
             (path,) = Path(folder, "gpt_char").glob(f"{file}_*.py")
-            result = run(path, flags) | {"file": path.name, "flags": flags}
-            found = runs() | {name: result}
-            record.write_text(json.dumps({"runs": found}, indent=1) + "\n")
-            print(name, result["seconds"], "s", flush=True)
-    found = runs()
-    lines = ["# What single steps of gpt_char.md change", ""]
-    lines += ["One run each, seed 1337, one thread. The train loss is that of the last"]
-    lines += ["batch before the last evaluation.", ""]
-    lines += [
-        "| run | file and flags | first val loss | train loss | lowest val loss | "
-    ]
-    lines[-1] += "final val loss |"
-    lines += ["|---|---|---:|---:|---:|---:|"]
-    for name, file, flags in RUNS:
-        if name in found:
-            lines.append(row(name, file, flags, found[name]["output"]))
-    if "a longer run" in found:
-        sample = found["a longer run"]["output"].split("-" * 80)[1].strip()
-        lines += ["", "## What step 6 writes after 1,000 steps", "", "```text"]
-        lines += [sample, "```"]
-    text = "\n".join(lines) + "\n"
-    (BENCH / "effects.md").write_text(text, encoding="utf-8")
+            return path
+
+        if args.time:
+            measure_times(path_of, end)
+        else:
+            measure_losses(path_of, end)
+    (BENCH / "effects.md").write_text(report(saved()), encoding="utf-8")
 
 
 if __name__ == "__main__":
