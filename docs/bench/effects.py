@@ -13,14 +13,17 @@ text so short that the evaluations hardly count.
 """
 
 import argparse
+import io
 import json
 import os
 import re
+import runpy
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from steps import code_of
@@ -30,6 +33,7 @@ BENCH = ROOT / "docs/bench"
 RECORD = BENCH / "effects.json"
 SMALL = "--data_dir=data/small"  # the first 30,000 characters of Shakespeare
 SHORT = f"{SMALL} --max_iters=800 --batch_size=16 --eval_interval=50"
+SLOW = "--learning_rate=5e-3"
 # (name, beginning of the file's name, flags)
 RUNS = [
     ("first lines", "17", "--max_iters=1"),
@@ -38,6 +42,8 @@ RUNS = [
     ("first lines, 12 blocks, quiet start", "18", "--max_iters=1 --n_layer=12"),
     ("unclipped, rate 3", "07", "--learning_rate=3 --max_iters=300"),
     ("AdamW, rate 1.5e-2", "17", "--optimizer=adamw --max_iters=300"),
+    ("Muon, the rest at 5e-3", "17", "--adamw_share=0.3333 --max_iters=300"),
+    ("Muon, all at 5e-3", "17", f"{SLOW} --adamw_share=1 --max_iters=300"),
     ("small text", "14", SHORT),
     ("small text, dropout 0.2", "14", f"{SHORT} --dropout=0.2"),
     ("small text, decay 0", "12", f"{SHORT} --weight_decay=0"),
@@ -99,9 +105,10 @@ def run(path, flags, threads=0):
 # --------------------------------------------------------------------------- Measuring
 def saved():
     """All that was measured so far; another process may add something, too."""
-    if not RECORD.exists():
-        return {"runs": {}, "times": {}}
-    return {"times": {}} | json.loads(RECORD.read_text(encoding="utf-8"))
+    found = {"runs": {}, "times": {}, "spectrum": {}}
+    if RECORD.exists():
+        found |= json.loads(RECORD.read_text(encoding="utf-8"))
+    return found
 
 
 def save(part, name, result):
@@ -154,6 +161,29 @@ def measure_times(path_of, end):
         print(name, row["ms"], "ms per step", flush=True)
 
 
+def measure_spectrum(path_of):
+    """The singular values of gradients of step 14, which Muon of step 15 makes equal.
+
+    They are those of the middle block, after 100 steps, in pieces as Muon takes them.
+    """
+    path = path_of("14")
+    if saved()["spectrum"].get("code") == code_of(path):
+        return
+    before, sys.argv = sys.argv, [str(path), "--max_iters=100", "--max_new_tokens=1"]
+    with redirect_stdout(io.StringIO()):
+        names = runpy.run_path(str(path), run_name="__main__")
+    sys.argv = before
+    block = names["model"].h[1]
+    q, k, v = block.attn.c_attn.weight.grad.chunk(3)
+    gradients = {"query": q, "key": k, "value": v}
+    gradients["attention's c_proj"] = block.attn.c_proj.weight.grad
+    gradients["c_fc, first quarter"] = block.mlp.c_fc.weight.grad.chunk(4)[0]
+    gradients["MLP's c_proj"] = block.mlp.c_proj.weight.grad
+    for name, gradient in gradients.items():
+        save("spectrum", name, gradient.svd()[1].tolist())
+    save("spectrum", "code", code_of(path))
+
+
 # ----------------------------------------------------------------------------- Reports
 def loss_row(name, file, flags, output):
     """A run as a row of the table: its first and its last lines."""
@@ -167,15 +197,9 @@ def loss_row(name, file, flags, output):
 def report(found):
     """The report as Markdown."""
     lines = ["# What single steps of gpt_char.md change", ""]
-    lines += [
-        "## Losses",
-        "",
-        "One run each, one thread; seed 1337 if no other is named.",
-    ]
-    lines += [
-        "The train loss is that of the last batch before the last evaluation.",
-        "",
-    ]
+    lines += ["## Losses", "", "One run each, one thread; seed 1337 if none is named."]
+    lines += ["The train loss is that of the last batch before the last evaluation."]
+    lines += [""]
     heads = "run | file and flags | first val loss | train loss | lowest val loss"
     lines += [f"| {heads} | final val loss |", "|---|---|---:|---:|---:|---:|"]
     for name, file, flags in RUNS:
@@ -190,6 +214,16 @@ def report(found):
             ms = found["times"][name]["ms"]
             values = f"{statistics.median(ms):.1f} ({min(ms):.1f} - {max(ms):.1f})"
             lines.append(f"| {name} | {values} | {len(ms)} |")
+    lines += ["", "## Singular values of a gradient", ""]
+    lines += ["Step 14 after 100 steps, the matrices of the middle block.", ""]
+    heads = "gradient | largest | tenth | median | largest / median"
+    lines += [f"| {heads} |", "|---|---:|---:|---:|---:|"]
+    for name, values in found["spectrum"].items():
+        if name == "code":
+            continue
+        median = statistics.median(values)
+        cells = [f"{s:.5f}" for s in (values[0], values[9], median)]
+        lines.append(f"| {name} | {' | '.join(cells)} | {values[0] / median:.0f} |")
     if "a longer run" in found["runs"]:
         sample = found["runs"]["a longer run"]["output"].split("-" * 80)[1].strip()
         lines += ["", "## What step 6 writes after 1,000 steps", "", "```text"]
@@ -218,6 +252,7 @@ def main():
             measure_times(path_of, end)
         else:
             measure_losses(path_of, end)
+            measure_spectrum(path_of)
     (BENCH / "effects.md").write_text(report(saved()), encoding="utf-8")
 
 

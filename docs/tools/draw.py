@@ -367,7 +367,7 @@ def architecture():
         'markerHeight="8" orient="auto"><path d="M0 0 L8 4 L0 8 z"/></marker></defs>',
         '<rect x="40" y="160" width="690" height="240" rx="8" fill="none" '
         'stroke="#888888" stroke-dasharray="6 4"/>',
-        '<text x="50" y="180" fill="#555555">a block, n_layer times: '
+        '<text x="130" y="180" fill="#555555">class Block, n_layer times: '
         '<tspan font-family="monospace">for block in self.h: x = block(x)</tspan>'
         "</text>",
     ]
@@ -408,8 +408,13 @@ def architecture():
             )
     for y, shape in ((422, "(B, T, C)"), (285, "(B, T, C)"), (150, "(B, T, C)")):
         out.append(f'<text x="118" y="{y}" font-size="12">{shape}</text>')
-    out.append('<text x="400" y="375" font-size="12">positions talk</text>')
-    out.append('<text x="400" y="255" font-size="12">each position thinks</text>')
+    for y, words in (
+        (377, "class CausalSelfAttention: positions talk"),
+        (257, "class MLP: each position thinks"),
+    ):
+        out.append(
+            f'<text x="410" y="{y}" font-size="12" fill="#555555">{words}</text>'
+        )
     at = 'font-size="12" fill="#555555" text-anchor="middle"'
     out.append(
         f'<text transform="rotate(-90 32 285)" x="32" y="285" {at}>'
@@ -462,7 +467,7 @@ def overfitting():
         at = dict(xytext=(6, -3), textcoords="offset points", color=color)
         axes.annotate(f"{label}, val", (steps[-1], val[-1]), **at)
         axes.annotate(f"{label}, train", (steps[-1], train[-1]), **at)
-    axes.set(xlabel="step", ylabel="loss on a text of 100 KB", ylim=(0, 3.5))
+    axes.set(xlabel="step", ylabel="loss on a text of 30 KB", ylim=(0, 3.5))
     axes.set_xlim(0, 800)
     axes.grid()
     save(figure, "overfitting", "Loss on a short text, with and without dropout")
