@@ -32,10 +32,16 @@ ROOT = Path(__file__).resolve().parents[2]
 BENCH = ROOT / "docs/bench"
 RECORD = BENCH / "effects.json"
 SMALL = "--data_dir=data/small"  # the first 30,000 characters of Shakespeare
-SHORT = f"{SMALL} --max_iters=800 --batch_size=16 --eval_interval=50"
+SHORT = f"{SMALL} --max_iters=1600 --batch_size=16"
 SLOW = "--learning_rate=5e-3"
 # (name, beginning of the file's name, flags)
 RUNS = [
+    ("small text", "14", SHORT),
+    ("small text, dropout 0.2", "14", f"{SHORT} --dropout=0.2"),
+    ("small text, decay 0", "12", f"{SHORT} --weight_decay=0"),
+    ("small text, decay 0.1", "12", SHORT),
+    ("small text, decay 1", "12", f"{SHORT} --weight_decay=1"),
+    ("small text, both", "14", f"{SHORT} --dropout=0.2 --weight_decay=1"),
     ("first lines", "17", "--max_iters=1"),
     ("first lines, quiet start", "18", "--max_iters=1"),
     ("first lines, 12 blocks", "17", "--max_iters=1 --n_layer=12"),
@@ -44,12 +50,6 @@ RUNS = [
     ("AdamW, rate 1.5e-2", "17", "--optimizer=adamw --max_iters=300"),
     ("Muon, the rest at 5e-3", "17", "--adamw_share=0.3333 --max_iters=300"),
     ("Muon, all at 5e-3", "17", f"{SLOW} --adamw_share=1 --max_iters=300"),
-    ("small text", "14", SHORT),
-    ("small text, dropout 0.2", "14", f"{SHORT} --dropout=0.2"),
-    ("small text, decay 0", "12", f"{SHORT} --weight_decay=0"),
-    ("small text, decay 0.1", "12", SHORT),
-    ("small text, decay 1", "12", f"{SHORT} --weight_decay=1"),
-    ("small text, both", "14", f"{SHORT} --dropout=0.2 --weight_decay=1"),
     ("a longer run, 1 block", "06", "--max_iters=1000 --n_layer=1"),
     ("a longer run", "06", "--max_iters=1000"),
     ("constant rate", "10", "--max_iters=1000"),
@@ -62,9 +62,13 @@ for depth in (1, 3, 6):
 for depth in (1, 3, 6):
     name = f"residual, {depth} blocks"
     RUNS.append((name, "03", f"--n_layer={depth} --max_iters=300"))
-for file in ("20", "18", "19", "17"):
-    for seed in (1, 2):
-        RUNS.append((f"{file}, seed {seed}", file, f"--seed={seed} --max_iters=300"))
+ANEW = "--out_dir=out/effects --init_from=scratch"
+RUNS += [
+    ("old sizes", "27", f"{ANEW} --max_iters=1250"),
+    ("new sizes", "28", f"{ANEW} --max_iters=1000"),
+]
+for seed in (1, 2):
+    RUNS.append((f"seed {seed}", "20", f"--seed={seed} --max_iters=300"))
 # (beginning of the file's name, flags)
 TIMES = [
     ("04", ""),
@@ -77,6 +81,8 @@ TIMES = [
     ("16", ""),
     ("20", ""),
     ("21", ""),
+    ("27", ""),
+    ("28", ""),
 ]
 TIMED_STEPS = 80
 
@@ -154,7 +160,10 @@ def measure_times(path_of, end):
         seconds = []
         for steps in (2, 2 + TIMED_STEPS):
             start = time.perf_counter()
-            run(path, f"{fixed} --max_iters={steps} {flags}")
+            more = flags
+            if path.name >= "25":  # a file that would continue from a checkpoint
+                more = ANEW
+            run(path, f"{fixed} --max_iters={steps} {more}")
             seconds.append(time.perf_counter() - start)
         row["ms"].append(round(1000 * (seconds[1] - seconds[0]) / TIMED_STEPS, 1))
         save("times", name, row)
@@ -187,10 +196,13 @@ def measure_spectrum(path_of):
 # ----------------------------------------------------------------------------- Reports
 def loss_row(name, file, flags, output):
     """A run as a row of the table: its first and its last lines."""
-    steps = re.findall(r"train loss (\S+) \| val loss (\S+)", output)
+    steps = re.findall(r"(?:train loss (\S+) \| )?val loss (\S+)", output)
     final = (re.findall(r"final val loss (\S+)", output) or ["nan"])[0]
     lowest = min(float(loss) for _, loss in [*steps, ("", final)])
-    cells = [name, f"`{file} {flags}`", steps[0][1], steps[-1][0]]
+    train = [loss for loss, _ in steps if loss]
+    cells = [name, f"`{file} {flags}`", steps[0][1], *train[-1:]]
+    if not train:
+        cells.append("")
     return "| " + " | ".join([*cells, f"{lowest:.4f}", final]) + " |"
 
 

@@ -426,13 +426,13 @@ def architecture():
 
 
 def muon():
-    """What a gradient and Muon's update do to the unit circle."""
+    """What a gradient and Muon's update do to the unit circle, and a real spectrum."""
     angles = [2 * math.pi * i / 200 for i in range(201)]
     circle = [(math.cos(a), math.sin(a)) for a in angles]
-    figure, both = plt.subplots(1, 2, figsize=(9, 4.4))
+    figure, three = plt.subplots(1, 3, figsize=(12, 4), layout="constrained")
     for axes, ((a, b), (c, d)), title in (
-        (both[0], ((3, 2), (2, 3)), "the gradient: factors 5 and 1"),
-        (both[1], ((1, 0), (0, 1)), "Muon's update: factors 1 and 1"),
+        (three[0], ((3, 2), (2, 3)), "the gradient: factors 5 and 1"),
+        (three[1], ((1, 0), (0, 1)), "Muon's update: factors 1 and 1"),
     ):
         axes.plot(*zip(*circle), color=GREY, linewidth=1, linestyle="--")
         image = [(a * x + b * y, c * x + d * y) for x, y in circle]
@@ -443,32 +443,47 @@ def muon():
             end = (a * x + b * y, c * x + d * y)
             axes.annotate("", end, (0, 0), arrowprops=arrow)
         axes.set(xlim=(-4, 4), ylim=(-4, 4), aspect="equal", title=title)
+        axes.set_xlabel("dashed: vectors of length 1; blue: their images", fontsize=10)
         axes.grid()
-    figure.text(
-        0.5, 0.0, "dashed: all vectors of length 1; blue: where they go", ha="center"
-    )
-    save(figure, "muon", "A gradient and Muon's update as maps of the plane")
+    report = (DOCS / "bench/effects.json").read_text(encoding="utf-8")
+    values = json.loads(report)["spectrum"]["value"]
+    relative = [value / values[0] for value in values]
+    ranks = range(1, len(values) + 1)
+    real = three[2]
+    real.plot(ranks, relative, color=BLUE, linewidth=2)
+    real.axhline(1, color=PURPLE, linewidth=2)
+    real.text(64, 1.25, "Muon's update", color=PURPLE, ha="center")
+    real.text(70, relative[54], "the gradient", color=BLUE)
+    real.set(yscale="log", ylim=(1e-4, 3), xlim=(1, len(values)))
+    real.set(title="a gradient of step 14, 128 directions")
+    real.set_xlabel("singular values by size, the largest set to 1", fontsize=10)
+    real.grid()
+    save(figure, "muon", "A gradient and Muon's update: how far each direction moves")
 
 
 def overfitting():
     """Train and val loss on a short text, with and without dropout."""
     report = (DOCS / "bench/effects.json").read_text(encoding="utf-8")
     runs = json.loads(report)["runs"]
-    figure, axes = plt.subplots(figsize=(9, 4))
+    figure, axes = plt.subplots(figsize=(9, 4.4))
     for name, color, label in (
         ("small text", "#c23b3b", "no dropout"),
         ("small text, dropout 0.2", GREEN, "dropout 0.2"),
     ):
+        output = runs[name]["output"]
         pattern = r"step +(\d+) \| train loss (\S+) \| val loss (\S+)"
-        lines = re.findall(pattern, runs[name]["output"])
+        lines = re.findall(pattern, output)
         steps, train, val = zip(*((int(s), float(a), float(b)) for s, a, b in lines))
-        axes.plot(steps, val, color=color, linewidth=2)
-        axes.plot(steps, train, color=color, linewidth=1.5, linestyle="--")
+        last = int(re.search(r"max_iters=(\d+)", runs[name]["flags"])[1])
+        final = float(re.search(r"final val loss (\S+)", output)[1])
         at = dict(xytext=(6, -3), textcoords="offset points", color=color)
-        axes.annotate(f"{label}, val", (steps[-1], val[-1]), **at)
+        axes.plot([*steps, last], [*val, final], color=color, linewidth=2)
+        axes.annotate(f"{label}, val", (last, final), **at)
+        axes.plot(steps, train, color=color, linewidth=1.5, linestyle="--")
+        at["xytext"] = (20, -3)
         axes.annotate(f"{label}, train", (steps[-1], train[-1]), **at)
-    axes.set(xlabel="step", ylabel="loss on a text of 30 KB", ylim=(0, 3.5))
-    axes.set_xlim(0, 800)
+    axes.set(xlabel="step", ylabel="loss on a text of 30 KB", ylim=(0.5, 2.6))
+    axes.set_xlim(0, last)
     axes.grid()
     save(figure, "overfitting", "Loss on a short text, with and without dropout")
 

@@ -163,6 +163,64 @@ def test_neighbours_of_1_in_bfloat16():
     assert torch.tensor(1.001).to(torch.bfloat16) == 1
 
 
+# -------------------------------------------------------------------- Parts and samples
+def steps_of_the_chapter():
+    """{number: prose} of every step, without its diff."""
+    found = {}
+    for part in re.split(r"^## (?=\d)", CHAPTER, flags=re.M)[1:]:
+        prose, *_ = part.split("\n```diff\n")
+        found[int(part.split(".")[0])] = prose
+    return found
+
+
+def reported(name):
+    return (ROOT / f"docs/bench/{name}.md").read_text(encoding="utf-8")
+
+
+def test_every_step_has_its_parts():
+    """A prediction, a command, a measurement and a question with its answer."""
+    steps = steps_of_the_chapter()
+    assert list(steps) == list(range(1, 31))
+    for number, prose in steps.items():
+        for part in ("**In the diff**", "**Predict**", "**Run**", "*Measured:*"):
+            assert part in prose, (number, part)
+        assert prose.count("<details><summary>") == 1, number
+    titles = re.findall(r"^## (.*)$", CHAPTER, re.M)
+    assert not [title for title in titles if " and " in title]
+
+
+def test_samples_are_those_of_the_reports():
+    """Each step shows its sample, or says that it writes the same as the one before."""
+    pattern = r"^### (\d\d)_\w+\n\n```text\n(.*?)\n```$"
+    found = re.findall(pattern, reported("steps_gpt_char"), re.M | re.S)
+    samples = {}
+    for number, sample in found:
+        samples[int(number)] = re.sub(r" +$", "", sample, flags=re.M)
+    long_sample = reported("effects").split("after 1,000 steps\n\n```text\n")[1]
+    for number, prose in steps_of_the_chapter().items():
+        shown = re.findall(r"^```text\n(ROMEO:.*?)\n```$", prose, re.M | re.S)
+        if number == 6:  # the file of step 5 with another name, trained for longer
+            assert len(shown) == 1 and long_sample.startswith(shown[0])
+            shown = []
+        if not shown:
+            assert samples[number] == samples[number - 1], number
+        else:
+            assert [re.sub(r" +$", "", s, flags=re.M) for s in shown] == [
+                samples[number]
+            ], number
+
+
+def test_a_step_with_another_loss_is_in_the_picture():
+    picture = (ROOT / "docs/pictures/worth.svg").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d\d)_\w+ \| ([\d.]+) ", reported("steps_gpt_char"), re.M)
+    assert len(rows) == 31
+    before = 0.0
+    for number, loss in rows:
+        if abs(float(loss) - before) > 0.0005:
+            assert f">{float(loss):.3f}<" in picture, number
+        before = float(loss)
+
+
 # ------------------------------------------------------- Pictures and steps in between
 @pytest.fixture(scope="module")
 def steps(tmp_path_factory):
