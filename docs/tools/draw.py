@@ -482,7 +482,7 @@ def overfitting():
         axes.plot(steps, train, color=color, linewidth=1.5, linestyle="--")
         at["xytext"] = (20, -3)
         axes.annotate(f"{label}, train", (steps[-1], train[-1]), **at)
-    axes.set(xlabel="step", ylabel="loss on a text of 30 KB", ylim=(0.5, 2.6))
+    axes.set(xlabel="step", ylabel="loss on a text of 30 KB", ylim=(0, 3.5))
     axes.set_xlim(0, last)
     axes.grid()
     save(figure, "overfitting", "Loss on a short text, with and without dropout")
