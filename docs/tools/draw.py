@@ -53,11 +53,18 @@ def save(figure, name, title):
 
 
 @functools.cache
-def train(script):
-    """The names of a script after its run without arguments."""
-    sys.argv = [str(DOCS.parent / script)]
+def names_of(script, *flags):
+    """The names of a script after its run with some flags."""
+    sys.argv = [str(DOCS.parent / script), *flags]
     with redirect_stdout(io.StringIO()):
         return runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def untrained(script, *flags):
+    """The names of a script that built its model and data, and trained nothing."""
+    few = ["--max_iters=0", "--max_new_tokens=1", "--init_from=scratch"]
+    few.append("--device=cpu")
+    return names_of(script, *few, *flags)
 
 
 def letters(axes, columns, rows):
@@ -76,7 +83,7 @@ def letters(axes, columns, rows):
 
 def bigram():
     """The table that bigram.py learns, beside the one that counting gives."""
-    names = train("bigram.py")
+    names = names_of("bigram.py")
     chars = "\n aehilnorstuy"
     ids = names["encode"](chars)
     learned = names["model"].table.weight.detach().cpu().softmax(dim=1)[ids][:, ids]
@@ -293,19 +300,17 @@ def shapes():
 
 def schedule():
     """The learning rate of gpt_char.py, by its own function."""
-    source = (DOCS.parent / "gpt_char.py").read_text(encoding="utf-8")
-    names = {}
-    for name in ("learning_rate", "warmup_iters", "max_iters"):
-        names[name] = float(re.search(rf"^{name} = (\S+)", source, re.M)[1])
-    exec(re.search(r"^def get_lr.*?(?=\n\n\n)", source, re.M | re.S)[0], names)
+    names = untrained("gpt_char.py", "--bfloat16")
+    last_step = names["parser"].get_default("max_iters")
+    get_lr = names["get_lr"]
+    get_lr.__globals__["max_iters"] = last_step  # instead of 0
     figure, (start, whole) = plt.subplots(
         1, 2, figsize=(9, 3.2), width_ratios=(1, 2), sharey=True
     )
-    for axes, last in ((start, 20), (whole, int(names["max_iters"]))):
+    for axes, last in ((start, 20), (whole, last_step)):
         steps = [*range(0, 21), *range(30, last, 10)] if last > 20 else range(21)
-        axes.plot(
-            steps, [names["get_lr"](step) for step in steps], color=GREEN, linewidth=2
-        )
+        rates = [get_lr(step) for step in steps]
+        axes.plot(steps, rates, color=GREEN, linewidth=2)
         axes.set(xlabel="step", ylim=(0, None), xlim=(0, last))
         axes.grid()
     start.set(ylabel="learning rate", title="the first steps: up")
@@ -500,17 +505,27 @@ def squares(axes, T, size, kinds):
     axes.spines[:].set_visible(False)
 
 
+def sparse(T, stride, summary, tile):
+    """The names of sparse_gpt.py for a short context."""
+    return untrained(
+        "sparse_gpt.py",
+        f"--block_size={T}",
+        f"--stride={stride}",
+        f"--summary={summary}",
+        f"--tile={tile}",
+    )
+
+
+def seen_by(names, hop, T):
+    """A T x T matrix: does a hop of sparse_gpt.py let position i see position j?"""
+    positions = np.arange(T)
+    return names["sees"](hop, positions[:, None], positions)
+
+
 def patterns():
     """Who sees whom among 36 positions, in rows of 6."""
     T, stride, summary = 36, 6, 2
-    A = {
-        "dense": (lambda i, j: True, lambda i, j: True),
-        "strided": (lambda i, j: i - j <= stride, lambda i, j: (i - j) % stride == 0),
-        "fixed": (
-            lambda i, j: i // stride == j // stride,
-            lambda i, j: j % stride >= stride - summary,
-        ),
-    }
+    names = sparse(T, stride, summary, tile=6)
     out = [
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 960 380" '
         'font-family="sans-serif" font-size="14">',
@@ -531,18 +546,20 @@ def patterns():
         "strided": "strided: row before, column",
         "fixed": "fixed: own row, last c columns",
     }
-    for n, (name, (a1, a2)) in enumerate(A.items()):
-        out.append(f'<text x="{20 + 316 * n}" y="24">{words[name]}</text>')
+    for n, (name, word) in enumerate(words.items()):
+        hops = names["patterns"][name]
+        first = seen_by(names, hops[0], T)
+        last = seen_by(names, hops[-1], T)
+        out.append(f'<text x="{20 + 316 * n}" y="24">{word}</text>')
         out.append(f'<g id="{name}" transform="translate({20 + 316 * n} 36)">')
         for i in range(T):
             for j in range(i + 1):
-                one, two = a1(i, j), a2(i, j)
                 kind = "none"
-                if one and two:
+                if first[i, j] and last[i, j]:
                     kind = "both"
-                elif one:
+                elif first[i, j]:
                     kind = "a1"
-                elif two:
+                elif last[i, j]:
                     kind = "a2"
                 out.append(f'<use href="#{kind}" x="{8 * j}" y="{8 * i}"/>')
         out.append("</g>")
@@ -565,46 +582,51 @@ def patterns():
     (DOCS / "pictures/patterns.svg").write_text("\n".join(out) + "\n", encoding="utf-8")
 
 
+def computed(names, hop, T):
+    """(i, j) -> the tile of queries in which sparse_gpt.py computes this score."""
+    tile = names["tile"]
+    order, query_order, _, groups = names["lay_out"](hop, T // tile)
+    keys_in_tiles = order.view(-1, tile).tolist()
+    tiles_of_queries = iter(query_order.view(-1, tile).tolist())
+    found = {}
+    for numbers, keys, _ in groups:
+        for number, key_tiles in zip(numbers.tolist(), keys.tolist()):
+            queries = next(tiles_of_queries)
+            for key_tile in key_tiles:
+                for j in keys_in_tiles[key_tile]:
+                    for i in queries:
+                        found[i, j] = number
+    return found
+
+
 def layouts():
     """The small dense products in which attend computes the hops."""
     T, row, c = 16, 4, 1
     hues = [BLUE, ORANGE, GREEN, PURPLE]
-
-    # Each function: in which product a score is computed, and is it seen?
-    def own_row(i, j):
-        return (i // row if i // row == j // row else None), True
-
-    def last_column(i, j):
-        return (0 if j % row >= row - c and i >= row - c else None), True
-
-    def two_rows(i, j):
-        return (i // row if i // row - j // row in (0, 1) else None), i - j <= row
-
-    def own_column(i, j):
-        return (i % row if i % row == j % row else None), True
-
+    names = sparse(T, row, c, tile=4)
+    first, last = names["patterns"]["fixed"]
+    before, column = names["patterns"]["strided"]
     hops = {
-        "fixed, hop 1: each row alone": own_row,
-        "fixed, hop 2: the last column": last_column,
-        "strided, hop 1: two rows of keys": two_rows,
-        "strided, hop 2: each column alone": own_column,
+        "fixed, hop 1: each row alone": first,
+        "fixed, hop 2: the last column": last,
+        "strided, hop 1: two rows of keys": before,
+        "strided, hop 2: each column alone": column,
     }
     figure, all_axes = plt.subplots(1, 4, figsize=(12, 3.6))
     for axes, (title, hop) in zip(all_axes, hops.items()):
+        seen = seen_by(names, hop, T)
+        tiles = computed(names, hop, T)
         kinds = {}
         for i in range(T):
             for j in range(T):
-                n, seen = hop(i, j)
-                if n is None:
-                    kind = ("#efefef", 1)
-                elif seen and j <= i:
-                    kind = (hues[n], 1)
-                else:
-                    kind = (hues[n], 0.25)
+                kind = ("#efefef", 1)
+                if (i, j) in tiles:
+                    alpha = 1 if seen[i, j] else 0.25
+                    kind = (hues[tiles[i, j]], alpha)
                 kinds.setdefault(kind, []).append((i, j))
         squares(axes, T, 90, kinds)
         axes.set_title(title, fontsize=10)
-    what = "one colour: one small dense product; pale: computed in it and masked; "
+    what = "one colour: the queries of one tile; pale: computed and masked; "
     what += "grey: not computed"
     figure.text(0.5, 0.06, what, ha="center", color="#555555")
     save(
@@ -719,6 +741,7 @@ def cost():
     )
 
 
+# A picture is drawn by the function of its name
 PICTURES = {f.__name__: f for f in (bigram, heads, qkv, attention, samples)}
 PICTURES |= {f.__name__: f for f in (shapes, schedule, worth)}
 PICTURES |= {f.__name__: f for f in (architecture, muon, overfitting)}

@@ -76,7 +76,8 @@ def render(text, path, pages):
             token.attrSet("id", slug(heading("# " + tokens[i + 1].content)))
         for child in token.children or []:
             if child.type == "image":
-                child.attrSet("src", Path(child.attrGet("src")).name)
+                picture = Path(child.attrGet("src")).name
+                child.attrSet("src", f"pictures/{picture}")
             if child.type == "link_open" and not child.attrGet("href").startswith(
                 "http"
             ):
