@@ -7,7 +7,7 @@
 FOLDER is out/steps by default. The files in it can be run and edited. To change a line:
 unfold, edit the file of the step where the line enters, fold. All later files, the
 scripts and the diffs follow. You may also edit a script: new lines enter in the last
-step of its chapter.
+step of its chapter. A new branch needs a line in BRANCHES.
 
 If a later step changes the lines that you edited, fold names that step and writes
 nothing. Make the edit there, too; or, if that file is right as it is, say so:
@@ -163,27 +163,65 @@ def steps(bigram):
     return found
 
 
-def unedited_bigram():
-    """The text of bigram.py that the chapters know.
+def undo(chapter):
+    """The text of bigram.py from which a chapter's script came, or None.
 
-    If the steps lead from bigram.py to none of the scripts, then bigram.py was edited,
-    and the steps of the first chapter are undone from v2_attention.py on.
+    All steps from bigram.py to the script are undone.
     """
-    bigram = read(ROOT / "bigram.py")
+    text = read(script_path(chapter))
     try:
-        found = steps(bigram)
-        for chapter, name in last_steps(found).items():
-            if chapter != "bigram" and found[name] == read(script_path(chapter)):
-                return bigram
+        while chapter != "bigram":
+            for _, where, diff in reversed(read_chapter(chapter)):
+                text = apply(text, reverse(diff), where)
+            chapter = chapters()[chapter]
     except SystemExit:  # a diff that does not fit
-        pass
-    text = read(ROOT / "v2_attention.py")
-    try:
-        for _, where, diff in reversed(read_chapter("v2_attention")):
-            text = apply(text, reverse(diff), where)
-    except SystemExit:
-        return bigram
+        return None
     return text
+
+
+def agreement(bigram):
+    """To how many scripts do the steps lead from a text of bigram.py?"""
+    ends = {"bigram": bigram}
+    count = 0
+    for chapter, start in chapters().items():
+        if start not in ends:
+            continue
+        text = ends[start]
+        try:
+            for _, where, diff in read_chapter(chapter):
+                text = apply(text, diff, where)
+        except SystemExit:  # a diff that does not fit
+            continue
+        ends[chapter] = text
+        if text == read(script_path(chapter)):
+            count += 1
+    return count
+
+
+def unedited_bigram():
+    """The text of bigram.py that the chapters know, though scripts may be edited.
+
+    bigram.py itself, or what remains of another script when its steps are undone:
+    the text from which the steps lead to the most scripts.
+    """
+    found = read(ROOT / "bigram.py")
+    best = agreement(found)
+    if best == len(chapters()):
+        return found
+    for chapter in chapters():
+        text = undo(chapter)
+        if text is not None and agreement(text) > best:
+            found = text
+            best = agreement(text)
+    if best == 0:
+        try:
+            steps(found)
+        except SystemExit as error:
+            sys.exit(
+                f"{error}. If you edited all the scripts: put them back, unfold, "
+                "edit, fold"
+            )
+    return found
 
 
 # ------------------------------------------------------------------------------ Merging
