@@ -251,6 +251,9 @@ def build(folder):
             parts.append((f"{page}.html", title, path, text))
             for place in ["", *map(slug, re.findall(r"^#+ (.*)", text, re.M))]:
                 pages.setdefault((path, place), f"{page}.html")
+    values = sorted(DOCS.glob("bench/*.json"))  # reports link to them
+    for path in values:
+        pages[path, ""] = path.name
     for path in sorted(ROOT.glob("*.py")) + sorted(ROOT.glob("beyond/*.py")):
         pages[path, ""] = f"{path.name}.html"
         code = f"# {path.name}\n\n```python\n{course.read(path)}```\n"
@@ -270,6 +273,8 @@ def build(folder):
             body += next(diffs) + render(piece, path, pages)
         title = html.escape(title)
         files[folder / page] = PAGE.format(title=title, links=links, body=body)
+    for path in values:
+        files[folder / path.name] = course.read(path)
     for path in DOCS.glob("pictures/*.svg"):
         files[folder / "pictures" / path.name] = course.read(path)
     files[folder / "course.js"] = course.read(TOOLS / "course.js")
