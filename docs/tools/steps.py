@@ -291,6 +291,15 @@ def settles(edit, carried):
     return any(edit.new[i : i + n] == carried.new for i in places)
 
 
+def swallows(step, edit):
+    """Does a step remove the edited lines, without putting anything in their place?"""
+    if step.new:
+        return False
+    if edit.start == edit.end:  # lines were added: in the midst of what is removed?
+        return step.start < edit.start < step.end
+    return step.start <= edit.start and edit.end <= step.end
+
+
 def origins(texts, before):
     """{file: for each of its lines, the file where this line entered}."""
     found = {}
@@ -423,8 +432,10 @@ def fold(folder, keep=()):
         if name in before:
             old = before[name]
             carried, collisions = merge(found[old], new[old], text)
-            for _, step in collisions:
-                if name not in keep and not is_touched(step, changes(text, edited)):
+            for edit, step in collisions:
+                if name in keep or swallows(step, edit):
+                    continue
+                if not is_touched(step, changes(text, edited)):
                     sys.exit(
                         f"{where}, line {step.at + 1}: this step changes the lines "
                         "that you edited; edit them here, too, or fold with "
@@ -455,7 +466,8 @@ def fold(folder, keep=()):
     changed = {path: text for path, text in writes.items() if read(path) != text}
     write(changed)
     for path in changed:
-        print(f"{path}: changed")
+        if folder not in path.parents:
+            print(f"{path}: changed")
     print(f"{len(changed)} files changed")
 
 

@@ -438,6 +438,31 @@ def test_a_collision_is_named_and_nothing_written(ladder):
     assert ladder.has("a12 = 1200.0") == ladder.has("a55 = 5") == onward(FILES[3])
 
 
+@pytest.mark.parametrize(
+    "old, new, is_removed",
+    [
+        ("a15 = 15\n", "a15 = 1.5\n", True),
+        ("a15 = 15\n", "", True),
+        ("a14 = 14\na15 = 15\n", "a14 = 1.4\na15 = 1.5\n", False),  # more than that
+    ],
+)
+def test_a_step_that_only_removes_lines_removes_them_edited_too(
+    ladder, old, new, is_removed
+):
+    """Line 6 of bigram.py, which the second step of by_hand removes."""
+    ladder.ok("unfold")
+    for name in FILES[:8] + FILES[10:]:  # where the line stays
+        ladder.edit(name, old, new)
+    ladder.edit("by_hand/01_sixty_by_hand.py", old, new)
+    if not is_removed:
+        error = ladder.fails("fold")
+        assert error.startswith("out/steps/by_hand/02_less.py, line 6: this step ")
+        return
+    ladder.ok("fold")
+    assert "a15" not in Path("beyond/by_hand.py").read_text()
+    assert ladder.ok("check") == CHECKED
+
+
 def test_a_file_can_be_kept_as_it_is(ladder):
     """By a flag, file by file; an empty line at a file's end is no signal."""
     ladder.ok("unfold")
