@@ -18,9 +18,7 @@ process.
 """
 
 import argparse
-import ast
 import csv
-import hashlib
 import json
 import os
 import platform
@@ -31,6 +29,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from lab import code_of
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCH = ROOT / "docs/bench"
@@ -48,17 +48,6 @@ LINE = "-" * 80 + "\n"  # what the scripts print around a sample
 
 
 # ----------------------------------------------------------------------------- Running
-def code_of(path):
-    """A fingerprint of the code in a file, without its comments and docstrings."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
-            first = node.body[0]
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-                first.value.value = ""
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
-
-
 def run(command, threads=0):
     """Run a program from the root of the repository: its output, time and memory."""
     env = dict(os.environ)

@@ -3,10 +3,8 @@
     python docs/tools/draw.py              all of them, to docs/pictures/
     python docs/tools/draw.py NAME ...     some: bigram, heads, shapes, worth, ...
 
-bigram first trains bigram.py, in the current folder; most others draw what docs/bench
-has:
-    python docs/bench/bench.py curves
-    cp out/bench/curves.* docs/bench/
+bigram first trains bigram.py, in the current folder; most others draw what the reports
+in docs/bench have.
 """
 
 import functools
@@ -39,7 +37,7 @@ COLORS |= {"gpt2_train": "#c23b3b", "sparse_gpt": PURPLE}
 
 
 def tables(part):
-    """The tables of a report that docs/bench/bench.py wrote."""
+    """The tables of a report in docs/bench."""
     report = (DOCS / f"bench/{part}.json").read_text(encoding="utf-8")
     return json.loads(report)["tables"]
 

@@ -23,7 +23,8 @@ import pytest
 from makers import capture, markov_text
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+DOCUMENTS += sorted(ROOT.glob("docs/*.md"))
 SMALL = dict(device='"cpu"', bfloat16=False, max_iters=2, eval_interval=1)
 SMALL |= dict(
     n_layer=1, n_head=2, n_embd=16, block_size=16, batch_size=2, max_new_tokens=3
@@ -41,7 +42,7 @@ LEFT_OUT = (
     r"pip install|python -m venv|pytest|prepare_fineweb\.py( |$)"
     r"|prepare_shakespeare\.py$"  # the same; it has tests of its own
     # have tests of their own, take minutes, or need matplotlib
-    r"|docs/(tools/)?(steps|pages|draw)\.py|docs/bench/\w+\.py|uv run|--compile"
+    r"|docs/tools/\w+\.py|docs/bench/\w+\.py|uv run|--compile"
     r"|'r\+b'"  # the small checkpoint of this test has no byte at that place
 )
 
@@ -102,7 +103,8 @@ def small(tmp_path_factory, encoding):
     for path in between.rglob("*.py"):
         make_small(path, path, CONSTANTS.get(path.parent.name))
     (folder / "docs/bench").mkdir(parents=True)
-    shutil.copy(ROOT / "docs/bench/bench.py", folder / "docs/bench")
+    for path in ROOT.glob("docs/bench/*.py"):
+        shutil.copy(path, folder / "docs/bench")
     text = (
         markov_text(20_000, seed=1) + "ROMEO:"
     )  # a character of a prompt must be in the text
@@ -132,11 +134,7 @@ def run_all(found, codes=(0,)):
             command = re.sub(rf"\b{old}\b", new, command)
         command = re.sub(r"--max_iters=\d\d+", "--max_iters=3", command)
         program, *args = shlex.split(command)
-        if (
-            re.search(LEFT_OUT, command)
-            or program != "python"
-            or "docs/bench/bench.py" in args
-        ):
+        if re.search(LEFT_OUT, command) or program != "python":
             continue
         if not Path("gpt2").exists() and re.search(
             "--(init_from=gpt2|export_dir)", command
@@ -168,7 +166,7 @@ def test_commands_of_the_steps_run(small, monkeypatch):
 
 @pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
 def test_git_commands_run():
-    found = [shlex.split(c) for c in commands() if c.startswith("git diff")]
+    found = [shlex.split(c) for c in commands() if c.startswith("git diff --no-index")]
     assert len(found) >= 1
     for command in found:
         assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 1, (
@@ -205,14 +203,28 @@ def test_torchrun_commands_run(small):
         assert said.count("2 x cpu") == 1, said
 
 
+def test_measurements_are_there_and_know_their_flags():
+    """They take minutes; their engine has tests of its own (test_lab.py)."""
+    found = [c for c in commands() if "docs/bench/" in c]
+    assert len(found) >= 3
+    for command in found:
+        program, *flags = shlex.split(command)[1:]
+        assert (ROOT / program).exists(), command
+        if not flags:
+            continue
+        help_text = subprocess.run(
+            [sys.executable, ROOT / program, "--help"], capture_output=True, text=True
+        )
+        for flag in flags:
+            if flag.startswith("-"):
+                assert flag.partition("=")[0] in help_text.stdout, command
+
+
 @pytest.mark.long
-def test_bench_runs(small):
-    command = next(c for c in commands() if "docs/bench/bench.py" in c).replace(
-        "DIR", "none"
-    )
-    command = [sys.executable, *shlex.split(command)[1:], "--quick", "--rounds=1"]
+def test_a_measurement_runs(small):
+    command = [sys.executable, "docs/bench/char.py", "--quick", "--rounds=1"]
     done = subprocess.run(
-        command, cwd=small, capture_output=True, text=True, timeout=300
+        command, cwd=small, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "| gpt_char" in done.stdout
+    assert "| gpt_char |" in done.stdout

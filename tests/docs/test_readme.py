@@ -66,6 +66,8 @@ def flags_of(script):
             option = getattr(node.args[0], "value", None)
             if isinstance(option, str) and option.startswith("--"):
                 found.add(option[2:])
+    if "\nimport lab\n" in text_of(script):  # a measurement has the flags of its engine
+        found |= flags_of("docs/bench/lab.py")
     settings, banner, _ = text_of(script).partition(" Command line\n")
     for node in ast.parse(settings).body if banner else []:  # what follows can't be set
         if isinstance(node, ast.Assign) and not isinstance(node.value, ast.Dict):
