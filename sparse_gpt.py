@@ -438,24 +438,31 @@ def autocast():
     return torch.autocast(device_type, half, enabled=bfloat16 or float16)
 
 
-def attention(q, k, v, p, seen=None):
+def attention(q, k, v, p, mask=None):
     """Causal attention; q, k, v: (B, nh, T, hs). A single query sees all the keys.
 
-    seen (T, S): which of S keys each query sees, instead of the past.
+    mask (T, S): 0 where a query sees one of S keys and -inf elsewhere.
     """
     T = q.shape[-2]
-    if T == 1 or device != "cpu" or not bfloat16:
-        causal = seen is None and T > 1
-        return F.scaled_dot_product_attention(q, k, v, seen, p, is_causal=causal)
-    # On a CPU in half precision, it is faster written out
-    if seen is None:
+    if T == 1 or device != "cpu" or (mask is None and not bfloat16):
+        causal = mask is None and T > 1
+        return F.scaled_dot_product_attention(q, k, v, mask, p, is_causal=causal)
+    # On a CPU in half precision, or with a mask, it is faster written out
+    if mask is None:
         mask = torch.full((T, T), -torch.inf).triu(1)  # -inf where the future is
-    else:
-        mask = ~seen * -1e9  # not -inf, as a query may see nothing
     scale = q.shape[-1] ** -0.5
     scores = (q * scale) @ k.mT  # (B, nh, T, S)
-    weights = F.softmax(scores.add_(mask.bfloat16()), dim=-1)
+    weights = F.softmax(scores.add_(mask.to(q.dtype)), dim=-1)
     return F.dropout(weights, p) @ v
+
+
+class Group(NamedTuple):
+    """Query tiles that see equally many key tiles: m of them, with n key tiles each."""
+
+    queries: torch.Tensor  # (m * tile): their positions
+    keys: torch.Tensor  # (m * n * tile): the positions of the keys
+    mask: torch.Tensor  # (m, tile, n * tile): 0 where a query sees a key, else -inf
+    blind: torch.Tensor | None  # (m, tile, 1): queries that see nobody, if any
 
 
 layouts = {}  # what lay_out returned
@@ -464,10 +471,7 @@ layouts = {}  # what lay_out returned
 def lay_out(hop, tiles):
     """How attention computes a hop over so many tiles: a plan, made once.
 
-    Returns the order of the keys; that of the queries; where each position is among the
-    queries; and groups of query tiles that see equally many tiles of keys. A group is
-    the numbers of its query tiles (m), those of the key tiles that each of them sees
-    (m, n), and who sees whom in there, seen (m, tile, n * tile).
+    Returns groups and, for each position, its place among the queries of all groups.
     """
     if (hop, tiles) in layouts:
         return layouts[hop, tiles]
@@ -476,37 +480,49 @@ def lay_out(hop, tiles):
     # One more tile, beyond the end, where nobody sees anybody
     order = np.concatenate((order, np.arange(tiles * tile, (tiles + 1) * tile)))
     in_tiles = order.reshape(-1, tile)
-    members = {}  # of the group of n: query tiles, each with its n key tiles
+    needed = []  # of each query tile: the key tiles in which it sees somebody
     for number in range(tiles):
         seen = sees(hop, in_tiles[number, :, None], order)
-        keys = seen.reshape(tile, -1, tile).any(2).any(0).nonzero()[0].tolist()
-        n = max(1, len(keys))
-        if n > 4:  # few sizes, so that there are few groups
-            n = 2 ** math.ceil(math.log2(n))
+        somebody = seen.reshape(tile, -1, tile).any(2).any(0)
+        needed.append(somebody.nonzero()[0].tolist())
+    largest = max(1, max(len(keys) for keys in needed))
+    members = {}  # of the group of n: query tiles, each with its n key tiles
+    for number, keys in enumerate(needed):
+        n = largest  # or half of it, or a quarter: few sizes, so there are few groups
+        while n // 2 >= max(1, len(keys)):
+            n //= 2
         keys += [tiles] * (n - len(keys))
         members.setdefault(n, []).append((number, keys))
     groups = []
-    query_tiles = []
+    gathered = []
     for group in members.values():
         queries = np.array([number for number, _ in group])
         keys = np.array([numbers for _, numbers in group])
         i = in_tiles[queries]  # (m, tile)
         j = in_tiles[keys].reshape(len(group), -1)  # (m, n * tile)
         seen = sees(hop, i[:, :, None], j[:, None, :])
-        groups.append([torch.from_numpy(x).to(device) for x in (queries, keys, seen)])
-        query_tiles.append(queries)
-    query_order = in_tiles[np.concatenate(query_tiles)].flatten()
-    orders = [order, query_order, query_order.argsort()]
-    layouts[hop, tiles] = *[torch.from_numpy(x).to(device) for x in orders], groups
+        blind = ~seen.any(2, keepdims=True)
+        mask = np.where(seen | blind, 0.0, -np.inf).astype(np.float32)
+        plan = [i.flatten(), j.flatten(), mask, blind]
+        plan = [torch.from_numpy(x).to(device) for x in plan]
+        if not blind.any():
+            plan[3] = None
+        groups.append(Group(*plan))
+        gathered.append(i.flatten())
+    place = np.concatenate(gathered).argsort()
+    layouts[hop, tiles] = groups, torch.from_numpy(place).to(device)
     return layouts[hop, tiles]
 
 
-def select(q, pooled, own):
-    """Which tiles of keys each query selects: (N, m, tile, tiles), as MoBA does.
+def select_tiles(q, k, own):
+    """Which tiles of keys each query selects, as MoBA does: (N, m, tile, tiles).
 
-    q: (N, m, tile, hs). pooled: the mean key of each tile, (N, tiles, hs). own: the
-    tile of the queries, (m), which they always see; later ones they never do.
+    q: (N, m, tile, hs). k: (B, nh, T, hs), where B * nh = N. own: the tile of the
+    queries, (m), which they always see; later ones they never do.
     """
+    B, nh, T, hs = k.shape
+    k = F.pad(k, (0, 0, 0, -T % tile))
+    pooled = k.view(B * nh, -1, tile, hs).mean(2)  # the mean key of each tile
     numbers = torch.arange(pooled.shape[1], device=q.device)
     own = own[:, None, None]
     scores = q @ pooled.mT[:, None]
@@ -514,6 +530,20 @@ def select(q, pooled, own):
     best = scores.topk(min(selected, len(numbers)), dim=-1).indices
     chosen = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, best, True)
     return chosen & (numbers < own) | (numbers == own)
+
+
+def select(q, k, group):
+    """Which keys each query of a group selects, tile by tile, as MoBA does.
+
+    q: (B * nh, m, tile, hs). k: (B, nh, T, hs), of all positions, which come in order.
+    Returns (B * nh, m, tile, n * tile).
+    """
+    own = group.queries[::tile] // tile  # (m): the tiles of the queries
+    chosen = select_tiles(q, k, own)
+    numbers = group.keys.view(len(own), 1, -1)[:, :, ::tile] // tile  # (m, 1, n)
+    chosen = F.pad(chosen, (0, 1))  # nobody selects the tile beyond the end
+    numbers = numbers.expand(*chosen.shape[:3], -1)
+    return chosen.gather(3, numbers).repeat_interleave(tile, dim=3)
 
 
 def attend(q, k, v, hop, p):
@@ -524,28 +554,26 @@ def attend(q, k, v, hop, p):
     if hop == Hop(everything):  # there is nothing to skip
         return attention(q, k, v, p)
     B, nh, T, hs = q.shape
-    order, query_order, place, groups = lay_out(hop, math.ceil(T / tile))
-    # Gather by order. What is beyond the end is too late for any position to see
-    q = q.index_select(2, query_order.clamp(max=T - 1)).view(B * nh, -1, tile, hs)
-    k = k.index_select(2, order.clamp(max=T - 1)).view(B * nh, -1, tile, hs)
-    v = v.index_select(2, order.clamp(max=T - 1)).view(B * nh, -1, tile, hs)
+    groups, place = lay_out(hop, math.ceil(T / tile))
     results = []
-    first = 0
-    for queries, keys, seen in groups:
-        m, n = keys.shape
-        q_group = q[:, first : first + m]
-        k_group = k.index_select(1, keys.flatten()).view(B * nh, m, n * tile, hs)
-        v_group = v.index_select(1, keys.flatten()).view(B * nh, m, n * tile, hs)
-        blind = ~seen.any(2, keepdim=True)  # queries that see nobody
+    for group in groups:
+        # Gather. What is beyond the end is too late for any position to see
+        queries = group.queries.clamp(max=T - 1)
+        keys = group.keys.clamp(max=T - 1)
+        mask = group.mask
+        m = len(mask)
+        q_group = q.index_select(2, queries).view(B * nh, m, tile, hs)
+        k_group = k.index_select(2, keys).view(B * nh, m, -1, hs)
+        v_group = v.index_select(2, keys).view(B * nh, m, -1, hs)
         if hop.selects > 0:
-            chosen = select(q_group, k.mean(2), queries)
-            numbers = keys[:, None].expand(B * nh, m, tile, n)
-            seen = seen & chosen.gather(3, numbers).repeat_interleave(tile, dim=3)
-        y = attention(q_group, k_group, v_group, p, seen | blind)
-        results.append(y.masked_fill(blind, 0.0))
-        first += m
-    y = torch.cat(results, dim=1).flatten(1, 2)
-    return y.index_select(1, place[:T]).view(B, nh, T, hs)  # scatter back
+            chosen = select(q_group, k, group)
+            mask = mask.masked_fill(~chosen, -torch.inf)
+        y = attention(q_group, k_group, v_group, p, mask)
+        if group.blind is not None:
+            y = y.masked_fill(group.blind, 0.0)
+        results.append(y.view(B, nh, m * tile, hs))
+    y = torch.cat(results, dim=2)
+    return y.index_select(2, place[:T])  # scatter back
 
 
 def keys_of(hop):
@@ -627,13 +655,12 @@ class KVCache:
         if hop.selects == 0:
             return attention(q, k, v, 0.0)
         B, nh, _, hs = q.shape
-        own = self.length // tile
-        fill = (own + 1) * tile - count
-        pooled = F.pad(k, (0, 0, 0, fill)).view(B * nh, -1, tile, hs).mean(2)
-        own = torch.tensor([own], device=q.device)
-        chosen = select(q.view(B * nh, 1, 1, hs), pooled, own)
+        own = torch.tensor([self.length // tile], device=q.device)
+        chosen = select_tiles(q.view(B * nh, 1, 1, hs), k, own)
         chosen = chosen.repeat_interleave(tile, dim=3)[..., :count]
-        return attention(q, k, v, 0.0, chosen.view(B, nh, 1, count))
+        mask = torch.zeros(chosen.shape, device=q.device)
+        mask = mask.masked_fill(~chosen, -torch.inf).view(B, nh, 1, count)
+        return attention(q, k, v, 0.0, mask)
 
 
 class CausalSelfAttention(nn.Module):

@@ -1,50 +1,357 @@
-"""sparse_gpt.py: the time and memory of sparse attention against dense attention.
+"""Measures sparse_gpt.py: what its patterns compute, how fast, and what they learn.
 
-python docs/bench/sparse.py                  about half an hour on two cores
+    python docs/bench/sparse.py counts      without a clock: scores, cache, tiles
+    python docs/bench/sparse.py speed       attention alone, 1,024 to 16,384 positions
+    python docs/bench/sparse.py sampling    tokens a second at position 8,000
+    python docs/bench/sparse.py crossover   a training step, 512 to 16,384 positions
+    python docs/bench/sparse.py recall      does a value arrive from far away?
+    python docs/bench/sparse.py equal_time  the loss of seven patterns on two texts
+
+Everything runs on one thread. The report is docs/bench/sparse_PART.md. What is timed
+or trained is kept in sparse_PART.json and not repeated, so a run can be interrupted:
+delete the file to start again. --only=WORDS takes the runs whose name contains one of
+them, --minutes stops after so many. All parts together take about an hour; what is
+timed wants a machine that does nothing else. Recall and equal_time count steps, not
+seconds, so they can share it.
 """
 
-import lab
+import argparse
+import contextlib
+import io
+import json
+import math
+import os
+import platform
+import runpy
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+ROOT = Path(__file__).resolve().parents[2]
+BENCH = ROOT / "docs/bench"
+PATTERNS = ("dense", "window", "sinks", "alternate", "strided", "fixed", "selection")
 
 
-def measure(bench):
-    on_gpu = "gpu" in bench.facts()
-    lengths = [1024, 4096, 16384]
-    if on_gpu:
-        lengths = [8192, 16384, 32768, 65536]
-    if bench.quick:
-        lengths = [64, 256]
-    flags = "--max_iters=0 --max_new_tokens=1 --model_size=char --block_size=64"
-    flags += " --stride=8 --total_batch_size=64 --no-compile"
-    flags += " --data_dir=data/shakespeare/bytes"
-    kinds = {"dense": ("dense", 0), "strided": ("strided", 0), "fixed": ("fixed", 0)}
-    for pattern in ("strided", "fixed"):
-        for hop in (1, 2):
-            kinds[f"{pattern}, hop {hop} of 3 heads"] = (pattern, hop)
-    jobs = {}
-    for name, (pattern, hop) in kinds.items():
-        after = ["attention_times", pattern, hop, lengths, 5]
-        jobs[name] = lab.job("sparse_gpt.py", flags, after=after)
-    measures = [f"T = {T}: ms" for T in lengths]
-    title = "Attention, forward and backward, 6 heads of 64"
-    if not on_gpu:
-        title += ", one thread"
-    bench.table(title, bench.in_turn(jobs, measures), measures)
-
-    few = 4 if bench.quick else 10
-    base = f"--max_iters={few} --max_new_tokens=1 --eval_tokens=1 --no-hellaswag"
-    base += " --eval_interval=1000000 --data_dir=data/shakespeare/bytes"
-    longer = "--block_size=2048 --stride=64"
-    if on_gpu:
-        base += " --total_batch_size=65536"
-        longer = "--block_size=16384 --stride=128"
-    for title, size in (("the preset", ""), ("twice its context", longer)):
-        jobs = {}
-        for pattern in ("dense", "strided", "fixed"):
-            flags = f"{base} --pattern={pattern} {size}"
-            jobs[pattern] = lab.job("sparse_gpt.py", flags)
-        rows = bench.in_turn(jobs, ("ms per step", "peak MiB"))
-        bench.table(f"A training step, {title}", rows, ["ms per step", "peak MiB"])
+def load(pattern, T, *flags):
+    """The names of sparse_gpt.py for contexts of T, with an untrained model."""
+    words = [f"--pattern={pattern}", f"--block_size={T}", "--max_iters=0"]
+    words += ["--max_new_tokens=0", "--device=cpu", "--out_dir=none", *flags]
+    sys.argv = ["sparse_gpt.py", *words, "--init_from=scratch"]
+    with contextlib.redirect_stdout(io.StringIO()):
+        return runpy.run_path(str(ROOT / "sparse_gpt.py"))
 
 
-if __name__ == "__main__":
-    lab.main(measure, "sparse", "sparse_gpt.py: sparse attention against dense")
+def load_tiny(pattern, T, *flags):
+    """The same with next to no model: only its attention is of interest."""
+    return load(pattern, T, "--n_layer=1", "--n_embd=16", "--n_head=2", *flags)
+
+
+# ------------------------------------------------------------------------------ Records
+class Record:
+    """The JSON of a part: {name of a run: what was measured}."""
+
+    def __init__(self, part, args):
+        self.path = BENCH / f"sparse_{part}.json"
+        self.words = [word for word in args.only.split(",") if word]
+        self.end = math.inf
+        if args.minutes > 0:
+            self.end = time.monotonic() + 60 * args.minutes
+
+    def runs(self):
+        """All runs so far; another process may add some, too."""
+        if not self.path.exists():
+            return {}
+        return json.loads(self.path.read_text(encoding="utf-8"))["runs"]
+
+    def wants(self, name):
+        """Is this run still to be done, and to be done now?"""
+        if self.words and not any(word in name for word in self.words):
+            return False
+        return name not in self.runs() and time.monotonic() < self.end
+
+    def add(self, name, **values):
+        """Keep what was measured."""
+        values["machine"] = describe_machine()
+        content = {"runs": self.runs() | {name: values}}
+        unfinished = self.path.with_suffix(".tmp")
+        unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        os.replace(unfinished, self.path)
+        del values["machine"]
+        print(name, values, flush=True)
+
+
+def describe_machine():
+    """Facts about this machine, in a line."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.split(": ")[1]
+                break
+    facts = [f"cpu {name}", "threads 1", f"torch {torch.__version__}"]
+    return ", ".join([*facts, time.strftime("date %Y-%m-%d")])
+
+
+def write_report(part, notes, tables, runs=None):
+    """notes: a paragraph. tables: {heading: rows of cells, the first one the heads}."""
+    lines = [f"# python docs/bench/sparse.py {part}", ""]
+    machines = []
+    for run in (runs or {}).values():
+        if run["machine"] not in machines:
+            machines.append(run["machine"])
+    lines += [f"- {machine}" for machine in machines]
+    lines += ["", notes.strip()]
+    for heading, (heads, *rows) in tables.items():
+        lines += ["", f"### {heading}", ""]
+        lines.append("| " + " | ".join(heads) + " |")
+        lines.append("|---|" + "---:|" * (len(heads) - 1))
+        for row in rows:
+            lines.append("| " + " | ".join(str(cell) for cell in row) + " |")
+    text = "\n".join(lines) + "\n"
+    (BENCH / f"sparse_{part}.md").write_text(text, encoding="utf-8")
+
+
+# ------------------------------------------------------------------------------- Counts
+def computed(script, hop, T):
+    """Scores that attention computes in a hop, as a percentage of T * T."""
+    if hop.allows is script["everything"] and hop.selects == 0:
+        return 100.0
+    tile = script["tile"]
+    *_, groups = script["lay_out"](hop, math.ceil(T / tile))
+    scores = 0
+    for group in groups:
+        scores += group.mask.numel()
+    return 100 * scores / T**2
+
+
+def flex_blocks(script, hop, T, order):
+    """Percentage of blocks that FlexAttention skips, in an order of the positions."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def mask(b, h, i, j):
+        return script["sees"](hop, order[i], order[j])
+
+    return create_block_mask(mask, None, None, T, T, device="cpu").sparsity()
+
+
+def counts(args):
+    """What attention computes and what a cache keeps."""
+    tables = {}
+    for T in (1024, 8192):
+        tile = 64
+        rows = [["", "l", "as they come, %", "in order, %", "keys seen", "cache"]]
+        rows[0].append("cache, kB")
+        for pattern in PATTERNS:
+            script = load_tiny(pattern, T, f"--tile={tile}", f"--total_batch_size={T}")
+            hops = script["patterns"][pattern]
+            plain = [hop._replace(order=script["as_they_come"]) for hop in hops]
+            cells = []
+            for some in (plain, hops):
+                percent = sum(computed(script, hop, T) for hop in some) / len(some)
+                cells.append(f"{percent:.1f}")
+            pairs = sum(script["keys_of"](hop) for hop in hops) / len(hops) / 2
+            kept = 0
+            for hop in hops:
+                numbers, _ = script["assign_slots"](hop)
+                kept += (int(numbers.max()) + 1) / len(hops)
+            # A layer of GPT-2 (124M): key and value of 768 channels in half precision
+            cells += [
+                f"{pairs:,.0f}",
+                f"{kept:,.0f}",
+                f"{kept * 2 * 768 * 2 / 1e3:,.0f}",
+            ]
+            rows.append([pattern, script["stride"], *cells])
+            print(rows[-1], flush=True)
+        tables[f"T = {T}, tiles of {tile}"] = rows
+    T = 8192
+    script = load_tiny("strided", T, f"--total_batch_size={T}")
+    rows = [["", "skipped, %"]]
+    for number, hop in enumerate(script["patterns"]["strided"], start=1):
+        positions = torch.arange(T)
+        orders = {"as they come": positions}
+        orders["by column"] = positions[
+            script["by_column"](positions).argsort(stable=True)
+        ]
+        for name, order in orders.items():
+            percent = flex_blocks(script, hop, T, order)
+            rows.append([f"hop {number}, {name}", f"{percent:.1f}"])
+            print(rows[-1], flush=True)
+    tables["FlexAttention, strided, T = 8192, blocks of 128"] = rows
+    notes = """
+Scores: what attention computes in one head, mean of the hops, in percent of T * T: once
+with the positions as they come, once in the order of the hop. Keys seen: by a query, on
+average. Cache: the keys that sampling keeps at most, averaged over the hops, and the kB
+of a layer of GPT-2 (124M) in half precision. FlexAttention's blocks are counted by
+PyTorch's create_block_mask: those that it skips, because nobody in them sees anybody.
+"""
+    write_report("counts", notes, tables)
+
+
+# -------------------------------------------------------------------------------- Speed
+def time_of(attention, q, k, v, dy):
+    """Milliseconds of attention, forward and backward."""
+    q.grad = k.grad = v.grad = None
+    start = time.perf_counter()
+    attention(q, k, v).backward(dy)
+    return 1000 * (time.perf_counter() - start)
+
+
+def dense(q, k, v):
+    """What PyTorch offers."""
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+def sparse(script, pattern):
+    """Attention as a layer of the script computes it: the heads share the hops."""
+    hops = script["patterns"][pattern]
+
+    def attention(q, k, v):
+        parts = [x.chunk(len(hops), dim=1) for x in (q, k, v)]
+        results = []
+        for hop, *qkv in zip(hops, *parts):
+            results.append(script["attend"](*qkv, hop, 0.0))
+        return torch.cat(results, dim=1)
+
+    return attention
+
+
+def speed(args):
+    """Attention of 6 heads of 64, forward and backward, in turn."""
+    record = Record("speed", args)
+    kinds = {
+        "window, two rows": ("window", 2),
+        "window, one row": ("window", 1),
+        "strided": ("strided", 0),
+        "fixed": ("fixed", 0),
+    }
+    lengths = (1024, 4096, 16384)
+    for T in lengths:
+        if not record.wants(f"T = {T}"):
+            continue
+        attentions = {"dense": dense}
+        stride = 2 ** int(math.log2(math.sqrt(T)))
+        for name, (pattern, rows) in kinds.items():
+            flags = ["--no-bfloat16", f"--total_batch_size={T}"]
+            script = load_tiny(pattern, T, *flags, f"--window={rows * stride}")
+            attentions[name] = sparse(script, pattern)
+        torch.manual_seed(0)
+        qkv = [torch.randn(1, 6, T, 64, requires_grad=True) for _ in range(3)]
+        dy = torch.randn(1, 6, T, 64)
+        times = {name: [] for name in attentions}
+        rounds = {1024: 31, 4096: 11, 16384: 4}[T]
+        for _ in range(rounds):
+            for name, attention in attentions.items():
+                times[name].append(time_of(attention, *qkv, dy))
+        record.add(f"T = {T}", times={name: t[1:] for name, t in times.items()})
+    runs = record.runs()
+    rows = [["", *[f"T = {T}: ms" for T in lengths]]]
+    rows[0] += [f"T = {T}: times faster" for T in lengths]
+    for name in ("dense", *kinds):
+        found = [runs[f"T = {T}"]["times"] for T in lengths if f"T = {T}" in runs]
+        row = [f"{statistics.median(times[name]):,.1f}" for times in found]
+        for times in found:
+            ratios = [a / b for a, b in zip(times["dense"], times[name])]
+            row.append(f"{statistics.median(ratios):.1f}")
+        rows.append([name, *row])
+    notes = """
+Attention alone, forward and backward: 6 heads of 64, batch 1, float32. Dense is
+scaled_dot_product_attention with is_causal=True; the others are what a layer of
+sparse_gpt.py computes, at its default stride, window and tile. All run in turn in one
+process; medians of the rounds, and the median of the ratios within the rounds.
+"""
+    write_report("speed", notes, {"Attention of 6 heads": rows}, runs)
+
+
+# ----------------------------------------------------------------------------- Sampling
+def sampling(args):
+    """The next token at position 8,000, from a cache that is full."""
+    record = Record("sampling", args)
+    T, tokens = 8192, 64
+    flags = ["--n_layer=4", "--n_embd=256", "--n_head=4", "--no-bfloat16"]
+    flags.append(f"--total_batch_size={T}")
+    for pattern in PATTERNS:
+        if not record.wants(pattern):
+            continue
+        script = load(pattern, T, *flags)
+        torch.manual_seed(0)
+        model = script["model"]
+        for p in model.parameters():  # otherwise attention adds nothing
+            if p.ndim == 2:
+                torch.nn.init.normal_(p, std=0.05)
+        idx = torch.randint(256, (1, 8000 + tokens))
+        caches = [script["KVCache"]() for _ in model.h]
+        times = []
+        with torch.no_grad():
+            model.logits(idx[:, : 8000 - tokens], caches)
+            for i in range(8000 - tokens, 8000 + tokens):
+                start = time.perf_counter()
+                logits = model.logits(idx[:, i : i + 1], caches)
+                times.append(time.perf_counter() - start)
+            expected = model.logits(idx)[:, -1]
+        kept = 0
+        for cache in caches:
+            for k, v, _ in cache.contents.values():
+                kept += k.numel() + v.numel()
+        same = bool(logits[0, -1].argmax() == expected.argmax())
+        distance = (logits[0, -1] - expected).nan_to_num(0.0).abs().max().item()
+        ms = 1000 * statistics.median(times)
+        record.add(pattern, ms=ms, MB=4 * kept / 1e6, same=same, distance=distance)
+    runs = record.runs()
+    rows = [["", "tokens/s", "times as fast", "cache, MB", "same token"]]
+    for pattern in PATTERNS:
+        if pattern in runs:
+            run = runs[pattern]
+            faster = runs["dense"]["ms"] / run["ms"]
+            row = [pattern, f"{1000 / run['ms']:,.0f}", f"{faster:.1f}"]
+            rows.append([*row, f"{run['MB']:.2f}", "yes" if run["same"] else "no"])
+    notes = """
+One text, 4 layers, 256 channels, 4 heads, float32, random weights. Tokens a second:
+median of the 128 tokens around position 8,000. Cache: keys and values of all layers.
+Same token: the likeliest next token is that of a pass over all positions at once.
+"""
+    write_report("sampling", notes, {"At position 8,000": rows}, runs)
+
+
+# ---------------------------------------------------------------------------- Crossover
+def crossover(args):
+    """A training step at growing contexts: where does sparse attention begin to pay?"""
+    record = Record("crossover", args)
+    lengths = (512, 1024, 2048, 4096, 8192, 16384)
+    patterns = ("dense", "window", "strided", "fixed")
+    flags = ["--n_layer=4", "--n_embd=128", "--n_head=2", "--no-bfloat16"]
+    for T in lengths:
+        if not record.wants(f"T = {T}"):
+            continue
+        scripts = {}
+        for pattern in patterns:
+            scripts[pattern] = load(pattern, T, *flags, f"--total_batch_size={T}")
+        x = torch.randint(256, (1, T))
+        times = {name: [] for name in scripts}
+        for _ in range(max(3, 4096 // T + 2)):
+            for name, script in scripts.items():
+                start = time.perf_counter()
+                script["model"].zero_grad()
+                script["model"](x, x).backward()
+                times[name].append(1000 * (time.perf_counter() - start))
+        record.add(f"T = {T}", times={name: t[1:] for name, t in times.items()})
+    runs = record.runs()
+    lengths = [T for T in lengths if f"T = {T}" in runs]
+    rows = [["", *[f"{T:,}" for T in lengths]]]
+    speeds = [["", *[f"{T:,}" for T in lengths]]]
+    for name in patterns:
+        times = [statistics.median(runs[f"T = {T}"]["times"][name]) for T in lengths]
+        rows.append([name, *[f"{ms:,.0f}" for ms in times]])
+        speed = [1000 * T / ms for T, ms in zip(lengths, times)]
+        speeds.append([name, *[f"{s:,.0f}" for s in speed]])
+    notes = """
+Forward and backward of a model of 4 layers, 128 channels, 2 heads, for one text of so
+many positions; float32; medians, in turn.
+"""
+    tables = {"ms": rows, "Tokens a second": speeds}
+    write_report("crossover", notes, tables, runs)

@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch._dynamo  # every optimizer imports it: so copies of this process have it
 import torch.distributed as dist
-import torch.nn.functional as F
 from makers import ROOT, free_port, names_of, popen, run_here, write_shards
 
 SHAPES = [  # positions, stride, summary
@@ -158,6 +157,46 @@ def test_equals_masked_dense_attention(
         torch.testing.assert_close(gradients, expected, rtol=0, atol=exact)
 
 
+@pytest.mark.parametrize("T, stride, summary", [(37, 6, 2), (64, 8, 3)])
+@pytest.mark.parametrize("pattern", ("window", "sinks", "strided", "fixed"))
+def test_equals_flex_attention(script, monkeypatch, pattern, T, stride, summary):
+    """A second reference, PyTorch's own; there, too, who sees nobody gets 0."""
+    flex = pytest.importorskip("torch.nn.attention.flex_attention")
+    torch.manual_seed(0)
+    qkv = [torch.randn(2, 3, T, 8) for _ in range(3)]
+    for number, hop in hops_of(script, monkeypatch, pattern, stride, summary, 4):
+        matrix = paper_matrix(T, pattern, number, stride, summary).bool()
+
+        def mask(b, h, i, j):
+            return matrix[i, j]
+
+        blocks = flex.create_block_mask(mask, None, None, T, T, "cpu", BLOCK_SIZE=4)
+        theirs = flex.flex_attention(*qkv, block_mask=blocks)
+        ours = script["attend"](*qkv, hop, 0.0)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("pattern", ("window", "sinks", "strided", "fixed"))
+def test_computes_the_tiles_that_somebody_needs(script, monkeypatch, pattern):
+    """FlexAttention counts them independently; groups fill up to at most twice."""
+    flex = pytest.importorskip("torch.nn.attention.flex_attention")
+    T, tile = 256, 16
+    for number, hop in hops_of(script, monkeypatch, pattern, 16, 4, tile):
+        matrix = paper_matrix(T, pattern, number, 16, 4).bool()
+        order = torch.from_numpy(hop.order(np.arange(T)).argsort(kind="stable"))
+        matrix = matrix[order][:, order]
+
+        def mask(b, h, i, j):
+            return matrix[i, j]
+
+        blocks = flex.create_block_mask(mask, None, None, T, T, "cpu", BLOCK_SIZE=tile)
+        needed = (blocks.kv_num_blocks + blocks.full_kv_num_blocks).sum().item()
+        groups, _ = script["lay_out"](hop, T // tile)
+        tiles = sum(group.mask.numel() for group in groups) // tile**2
+        assert needed <= tiles < 2 * needed
+        assert needed < (T // tile) ** 2 / 4  # of all, causality leaves half
+
+
 @pytest.mark.parametrize("T", (3, 16, 37))
 def test_selection_equals_a_loop_over_queries(script, monkeypatch, T):
     """Each query: its own tile, and the 3 earlier tiles of the best mean key."""
@@ -197,15 +236,16 @@ def test_two_hops_reach_every_earlier_position(pattern):
 def computed(script, monkeypatch, pattern, T, stride):
     """Scores that attention computes in the hops of a pattern."""
     counts = []
-    sdpa = F.scaled_dot_product_attention
+    names = script["attend"].__globals__
+    attention = script["attention"]
 
-    def counting(q, k, v, *args, **kwargs):
+    def counting(q, k, v, *args):
         counts.append(q.shape[:-1].numel() * k.shape[-2])
-        return sdpa(q, k, v, *args, **kwargs)
+        return attention(q, k, v, *args)
 
     for _, hop in hops_of(script, monkeypatch, pattern, stride, 2, 32):
         with monkeypatch.context() as patch:
-            patch.setattr(F, "scaled_dot_product_attention", counting)
+            patch.setitem(names, "attention", counting)
             script["attend"](*[torch.randn(1, 1, T, 4)] * 3, hop, 0.0)
     return sum(counts)
 
@@ -223,8 +263,8 @@ def test_without_its_order_a_hop_is_not_sparse(script, monkeypatch):
     (_, hop), *_ = reversed(hops_of(script, monkeypatch, "strided", 32, 2, 32))
     blocks = {}
     for order in (hop.order, script["as_they_come"]):
-        groups = script["lay_out"](hop._replace(order=order), 32)[3]
-        blocks[order] = sum(keys.numel() for _, keys, _ in groups)
+        groups, _ = script["lay_out"](hop._replace(order=order), 32)
+        blocks[order] = sum(group.mask.numel() for group in groups) // 32**2
     assert blocks[hop.order] == 32  # a column is a tile
     assert blocks[script["as_they_come"]] >= 32 * 33 / 2
 
