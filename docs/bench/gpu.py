@@ -208,12 +208,12 @@ class Bench:
         )
 
     def sparse(self):
-        """8,192 tokens of context: fixed against dense attention."""
+        """8,192 tokens of context: sparse patterns against dense attention."""
         base = [f"--max_iters={self.args.steps // 4}", "--total_batch_size=65536"]
         base += ["--eval_interval=1000000", "--eval_tokens=1048576", "--no-hellaswag"]
         base += ["--init_from=scratch", "--max_new_tokens=5", "--num_samples=1"]
         base += self.args.flags.split()
-        for pattern in ["fixed", "strided", "dense"]:
+        for pattern in ["window", "fixed", "strided", "dense"]:
             flags = [*base, f"--pattern={pattern}", "--out_dir=out/sparse"]
             self.run(f"sparse_gpt, 8,192 tokens, {pattern}", "sparse_gpt.py", *flags)
 

@@ -26,6 +26,7 @@ import runpy
 import statistics
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -106,7 +107,7 @@ def write_report(part, notes, tables, runs=None):
         if run["machine"] not in machines:
             machines.append(run["machine"])
     lines += [f"- {machine}" for machine in machines]
-    lines += ["", notes.strip()]
+    lines += ["", textwrap.fill(" ".join(notes.split()), 88)]
     for heading, (heads, *rows) in tables.items():
         lines += ["", f"### {heading}", ""]
         lines.append("| " + " | ".join(heads) + " |")
@@ -355,3 +356,259 @@ many positions; float32; medians, in turn.
 """
     tables = {"ms": rows, "Tokens a second": speeds}
     write_report("crossover", notes, tables, runs)
+
+
+# ------------------------------------------------------------------------------- Recall
+KEYS, VALUES, QUERIES = 8, 8, 256
+DISTANCES = (1, 32, 64, 128, 256, 512, 1024)
+
+
+def recall_batch(rng, B, T):
+    """Inputs x and targets y (B, T), and how far back the answer is.
+
+    Each text has one token for each key that tells its value, at a random place. At 256
+    other places, a token asks for a key, and the answer is its value. It never enters
+    the text, so nobody can copy it from a later place. All the rest is filler.
+    """
+    x = torch.full((B, T), 32)
+    y = torch.full((B, T), -100)  # cross_entropy ignores it
+    distance = torch.zeros(B, T, dtype=torch.long)
+    places = torch.rand(B, T, generator=rng).argsort(dim=1)
+    told = places[:, :KEYS]
+    values = torch.randint(VALUES, (B, KEYS), generator=rng)
+    x.scatter_(1, told, 128 + torch.arange(KEYS) * VALUES + values)
+    asked = places[:, KEYS : KEYS + QUERIES]
+    keys = torch.randint(KEYS, (B, QUERIES), generator=rng)
+    x.scatter_(1, asked, keys)
+    far = asked - told.gather(1, keys)
+    answers = torch.where(far > 0, 48 + values.gather(1, keys), -100)
+    y.scatter_(1, asked, answers)
+    distance.scatter_(1, asked, far)
+    return x, y, distance
+
+
+def train(script, batches, steps, rate):
+    """Train the model of a script on batches (x, y): warm-up and linear decay."""
+    model = script["model"]
+    model.train()
+    for step in range(steps):
+        x, y = next(batches)
+        model.zero_grad()
+        model(x, y).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        share = min(1.0, (step + 1) / 20) * (steps - step) / steps
+        for optimizer in script["optimizers"]:
+            for group in optimizer.param_groups:
+                group["lr"] = rate * share * group["lr_scale"]
+            optimizer.step()
+    model.eval()
+
+
+@torch.no_grad()
+def recall_accuracy(script, T):
+    """Fraction of right answers, by distance: {first distance: accuracy}."""
+    rng = torch.Generator().manual_seed(2)
+    right = dict.fromkeys(DISTANCES[:-1], 0)
+    count = dict.fromkeys(DISTANCES[:-1], 0)
+    for _ in range(16):
+        x, y, distance = recall_batch(rng, 8, T)
+        hits = script["model"].logits(x).argmax(-1) == y
+        for low, high in zip(DISTANCES, DISTANCES[1:]):
+            here = (distance >= low) & (distance < high)
+            right[low] += hits[here].sum().item()
+            count[low] += here.sum().item()
+    return {low: right[low] / count[low] for low in right}
+
+
+def recall(args):
+    """Key-value retrieval: which patterns bring an answer from how far?"""
+    record = Record("recall", args)
+    T, B, steps, rate = 1024, 4, args.steps or 300, 1e-2
+    flags = ["--n_layer=3", "--n_embd=64", "--n_head=2", f"--total_batch_size={B * T}"]
+    for pattern in PATTERNS:
+        if not record.wants(pattern):
+            continue
+        start = time.process_time()
+        script = load(pattern, T, *flags)
+
+        def batches():
+            rng = torch.Generator().manual_seed(1)
+            while True:
+                yield recall_batch(rng, B, T)[:2]
+
+        train(script, batches(), steps, rate)
+        accuracy = recall_accuracy(script, T)
+        reach = 3 * (script["window"] - 1)
+        seconds = round(time.process_time() - start)
+        record.add(pattern, accuracy=accuracy, reach=reach, seconds=seconds)
+    runs = record.runs()
+    rows = [["", *[f"{a} - {b - 1}" for a, b in zip(DISTANCES, DISTANCES[1:])]]]
+    for pattern in PATTERNS:
+        if pattern in runs:
+            accuracy = runs[pattern]["accuracy"].values()
+            rows.append([pattern, *[f"{100 * a:.1f}" for a in accuracy]])
+    notes = f"""
+A model of 3 layers, 64 channels, 2 heads, trained for {steps} steps of {B} texts of
+{T:,} positions. In each, {KEYS} tokens tell the values of {KEYS} keys, and {QUERIES}
+others ask for one; a guess is right in {100 / VALUES:.1f}%. Three layers of the window
+reach {3 * 63} positions back.
+"""
+    tables = {"Right answers in percent, by distance": rows}
+    write_report("recall", notes, tables, runs)
+
+
+# --------------------------------------------------------------------------- Equal time
+TEXTS = ("shakespeare", "library")
+RATES = (1.5e-2, 7.5e-3)
+SEEDS = (1337, 1338, 1339)
+CUTS = (64, 256, 1024)
+
+
+def prepare_texts():
+    """Shakespeare, and the sources of Python's own library, as bytes."""
+    for text in TEXTS:
+        if any((ROOT / f"data/{text}/bytes").glob("*.bin")):
+            continue
+        command = [sys.executable, ROOT / "prepare_shakespeare.py"]
+        if text == "library":
+            modules = sorted(Path(os.__file__).parent.glob("*.py"))
+            sources = [path.read_text(encoding="utf-8") for path in modules]
+            path = ROOT / "data/library.txt"
+            path.write_text("".join(sources), encoding="utf-8")
+            command += [f"--source={path}", "--name=library"]
+        subprocess.run(command, cwd=ROOT, check=True)
+
+
+@torch.no_grad()
+def losses_of(script, text, half, T):
+    """The loss at each of T positions, over one half of the validation text."""
+    tokens = script["shards"]["val"][0].astype("int64")
+    middle = len(tokens) // 2
+    tokens = torch.from_numpy(tokens[:middle] if half == "first" else tokens[middle:])
+    windows = (len(tokens) - 1) // T
+    x = tokens[: windows * T].view(windows, T)
+    y = tokens[1 : windows * T + 1].view(windows, T)
+    total = torch.zeros(T)
+    for xs, ys in zip(x.split(4096 // T), y.split(4096 // T)):
+        logits = script["model"].logits(xs).transpose(1, 2)
+        total += F.cross_entropy(logits, ys, reduction="none").sum(0)
+    return total / windows
+
+
+def pace_of(text, flags):
+    """{pattern: ms of a training step}, all in turn."""
+    scripts = {pattern: load(pattern, 1024, *flags) for pattern in PATTERNS}
+    times = {pattern: [] for pattern in PATTERNS}
+    for count in range(12):
+        for pattern, script in scripts.items():
+            start = time.perf_counter()
+            train(script, iter([script["get_batch"](count, 0)]), 1, 1e-2)
+            times[pattern].append(1000 * (time.perf_counter() - start))
+    return {pattern: statistics.median(t[2:]) for pattern, t in times.items()}
+
+
+def equal_time(args):
+    """Seven patterns, two texts: the loss after equal time."""
+    os.chdir(ROOT)
+    prepare_texts()
+    record = Record("equal_time", args)
+    flags = ["--n_layer=3", "--n_embd=64", "--n_head=2", "--batch_size=4"]
+    if record.wants("pace"):
+        record.add("pace", ms=pace_of("shakespeare", flags))
+    pace = record.runs()["pace"]["ms"]
+
+    def run(name, text, pattern, rate, seed, seconds, half):
+        if not record.wants(name):
+            return
+        steps = round(1000 * seconds / pace[pattern])
+        more = [f"--data_dir=data/{text}/bytes", f"--seed={seed}"]
+        script = load(pattern, 1024, *flags, *more)
+        batches = (script["get_batch"](step, 0) for step in range(steps))
+        train(script, batches, steps, rate)
+        losses = losses_of(script, text, half, 1024)
+        values = {"loss": losses.mean().item(), "steps": steps}
+        edges = (0, 32, 64, 128, 256, 512, 1024)
+        for low, high in zip(edges, edges[1:]):
+            values[f"{low} - {high - 1}"] = losses[low:high].mean().item()
+        for cut in CUTS:
+            losses = losses_of(script, text, half, cut)
+            values[f"cut {cut}"] = losses[cut // 2 :].mean().item()
+        record.add(name, **values)
+
+    best = {}
+    for text in TEXTS:
+        for pattern in PATTERNS:
+            losses = {}
+            for rate in RATES:
+                name = f"choose {text} {pattern} {rate:g}"
+                run(name, text, pattern, rate, 1, args.seconds / 2, "first")
+                if name in record.runs():
+                    losses[record.runs()[name]["loss"]] = rate
+            if len(losses) == len(RATES):
+                best[text, pattern] = losses[min(losses)]
+    for seed in SEEDS:
+        for (text, pattern), rate in best.items():
+            name = f"{text} {pattern} {seed}"
+            run(name, text, pattern, rate, seed, args.seconds, "second")
+
+    runs = record.runs()
+    tables = {}
+    for text in TEXTS:
+        rows = [["", "ms per step", "steps", "rate", "val loss"]]
+        places = [["", "0 - 31", "32 - 63", "64 - 127", "128 - 255", "256 - 511"]]
+        places[0].append("512 - 1023")
+        cuts = [["", *[f"{cut}" for cut in CUTS]]]
+        for pattern in PATTERNS:
+            found = [runs.get(f"{text} {pattern} {seed}") for seed in SEEDS]
+            found = [values for values in found if values is not None]
+            if not found:
+                continue
+            losses = [values["loss"] for values in found]
+            loss = f"{statistics.mean(losses):.3f}"
+            if len(losses) > 1:
+                loss += f" ({min(losses):.3f} - {max(losses):.3f})"
+            row = [pattern, f"{pace[pattern]:.1f}", found[0]["steps"]]
+            rows.append([*row, f"{best[text, pattern]:g}", loss])
+            row = [pattern]
+            for place in places[0][1:]:
+                row.append(f"{statistics.mean(v[place] for v in found):.3f}")
+            places.append(row)
+            row = [pattern]
+            for cut in CUTS:
+                row.append(f"{statistics.mean(v[f'cut {cut}'] for v in found):.3f}")
+            cuts.append(row)
+        tables[f"{text}: loss at equal time"] = rows
+        tables[f"{text}: loss by position"] = places
+        tables[f"{text}: loss with the context cut"] = cuts
+    seeds = max(1, len([s for s in SEEDS if f"{TEXTS[-1]} selection {s}" in runs]))
+    notes = f"""
+A model of 3 layers, 64 channels, 2 heads at T = 1,024, trained for as many steps of
+4,096 bytes as take {args.seconds:g} s on one thread of a machine that does nothing
+else. The rate is the better of {RATES[0]:g} and {RATES[1]:g} after half of that time,
+on the first half of the validation text; the losses are those of the second half: means
+of {seeds} seeds (smallest - largest). With the context cut to n, the text comes in
+windows of n, and the second half of each counts.
+"""
+    write_report("equal_time", notes, tables, runs)
+
+
+PARTS = {"counts": counts, "speed": speed, "sampling": sampling}
+PARTS |= {"crossover": crossover, "recall": recall, "equal_time": equal_time}
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("--only", default="", help="words in the names of runs")
+    parser.add_argument("--minutes", type=float, default=0, help="stop after as many")
+    parser.add_argument("--steps", type=int, default=0, help="of recall")
+    parser.add_argument("--seconds", type=float, default=25, help="of equal_time")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    PARTS[args.part](args)
+
+
+if __name__ == "__main__":
+    main()

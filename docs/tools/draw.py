@@ -580,58 +580,43 @@ def patterns():
     (DOCS / "pictures/patterns.svg").write_text("\n".join(out) + "\n", encoding="utf-8")
 
 
-def computed(names, hop, T):
-    """(i, j) -> the tile of queries in which sparse_gpt.py computes this score."""
-    tile = names["tile"]
-    order, query_order, _, groups = names["lay_out"](hop, T // tile)
-    keys_in_tiles = order.view(-1, tile).tolist()
-    tiles_of_queries = iter(query_order.view(-1, tile).tolist())
-    found = {}
-    for numbers, keys, _ in groups:
-        for number, key_tiles in zip(numbers.tolist(), keys.tolist()):
-            queries = next(tiles_of_queries)
-            for key_tile in key_tiles:
-                for j in keys_in_tiles[key_tile]:
-                    for i in queries:
-                        found[i, j] = number
-    return found
-
-
 def layouts():
-    """The small dense products in which attend computes the hops."""
-    T, row, c = 16, 4, 1
-    hues = [BLUE, ORANGE, GREEN, PURPLE]
-    names = sparse(T, row, c, tile=4)
-    first, last = names["patterns"]["fixed"]
-    before, column = names["patterns"]["strided"]
-    hops = {
-        "fixed, hop 1: each row alone": first,
-        "fixed, hop 2: the last column": last,
-        "strided, hop 1: two rows of keys": before,
-        "strided, hop 2: each column alone": column,
+    """Blocks of 6 x 6 scores: which must be computed, before and after reordering."""
+    T, row, c = 36, 6, 2
+    names = sparse(T, row, c, tile=row)
+    column = names["patterns"]["strided"][1]
+    last_columns = names["patterns"]["fixed"][1]
+    panels = {
+        "strided, hop 2, as they come": (column, names["as_they_come"]),
+        "strided, hop 2, by column": (column, column.order),
+        "fixed, hop 2, as they come": (last_columns, names["as_they_come"]),
+        "fixed, hop 2, summaries first": (last_columns, last_columns.order),
     }
-    figure, all_axes = plt.subplots(1, 4, figsize=(12, 3.6))
-    for axes, (title, hop) in zip(all_axes, hops.items()):
-        seen = seen_by(names, hop, T)
-        tiles = computed(names, hop, T)
-        kinds = {}
-        for i in range(T):
-            for j in range(T):
-                kind = ("#efefef", 1)
-                if (i, j) in tiles:
-                    alpha = 1 if seen[i, j] else 0.25
-                    kind = (hues[tiles[i, j]], alpha)
-                kinds.setdefault(kind, []).append((i, j))
-        squares(axes, T, 90, kinds)
-        axes.set_title(title, fontsize=10)
-    what = "one colour: the queries of one tile; pale: computed and masked; "
-    what += "grey: not computed"
-    figure.text(0.5, 0.06, what, ha="center", color="#555555")
-    save(
-        figure,
-        "layouts",
-        "How sparse attention is computed: hop by hop, in small dense products",
-    )
+    figure, all_axes = plt.subplots(1, 4, figsize=(12, 3.7))
+    for axes, (title, (hop, order)) in zip(all_axes, panels.items()):
+        positions = sorted(range(T), key=order)
+        seen = []
+        computed = 0
+        for top in range(0, T, row):
+            for left in range(0, T, row):
+                before = len(seen)
+                for y in range(top, top + row):
+                    for x in range(left, left + row):
+                        if names["sees"](hop, positions[y], positions[x]):
+                            seen.append((y, x))
+                color = "#efefef"
+                if len(seen) > before:
+                    color = "#fbe0bd"
+                    computed += 1
+                corner = (left - 0.45, top - 0.45)
+                block = plt.Rectangle(corner, row - 0.1, row - 0.1, color=color)
+                axes.add_patch(block)
+        squares(axes, T, 12, {(BLUE, 1): seen})
+        axes.set_title(f"{title}:\n{computed} of 36 blocks", fontsize=10)
+    what = "blue: seen; orange: computed with it and masked; grey: skipped"
+    figure.text(0.5, 0.03, what, ha="center", color="#555555")
+    title = "The blocks of scores that are computed, before and after reordering"
+    save(figure, "layouts", title)
 
 
 def curves():
@@ -697,46 +682,39 @@ def peers():
 
 def cost():
     """The time of attention against the length of the context."""
-    report = tables("sparse")
-    attention = next(
-        table for name, table in report.items() if name.startswith("Attention")
-    )
+    path = DOCS / "bench/sparse_speed.json"
+    runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
+    lengths = sorted(int(name.split()[2]) for name in runs)
     figure, axes = plt.subplots(figsize=(9, 4.2))
-    for name, color in {"dense": GREY, "fixed": BLUE, "strided": ORANGE}.items():
-        lengths = [int(measure.split()[2].rstrip(":")) for measure in attention[name]]
-        times = [statistics.median(values) for values in attention[name].values()]
+    colors = {"dense": GREY, "fixed": BLUE, "strided": ORANGE}
+    colors["window, two rows"] = GREEN
+    for name, color in colors.items():
+        times = []
+        for T in lengths:
+            times.append(statistics.median(runs[f"T = {T}"]["times"][name]))
         axes.plot(lengths, times, "o-", linewidth=2, color=color)
-        shift = (8, {"fixed": 2, "strided": -12}.get(name, -4))
+        shift = (8, {"strided": -12}.get(name, -2))
         at = dict(xytext=shift, textcoords="offset points", color=color)
         axes.annotate(f"{name}: {times[-1]:,.0f} ms", (lengths[-1], times[-1]), **at)
-        power = 2 if name == "dense" else 1.5
+        power = {"dense": 2, "fixed": 1.5}.get(name)
+        if power is None:
+            continue
         guide = [times[-1] * (n / lengths[-1]) ** power for n in lengths]
-        if name != "strided":
-            axes.plot(lengths, guide, ":", color=color, linewidth=1)
-            label = f"as T^{power:g}"
-            axes.annotate(
-                label,
-                (lengths[0], guide[0]),
-                xytext=(-48, -4),
-                color=color,
-                textcoords="offset points",
-                fontsize=10,
-            )
+        axes.plot(lengths, guide, ":", color=color, linewidth=1)
+        at = dict(xytext=(-48, -4), textcoords="offset points", color=color)
+        axes.annotate(f"as T^{power:g}", (lengths[0], guide[0]), fontsize=10, **at)
     axes.set(xscale="log", yscale="log", xlabel="T, positions in the context")
     axes.set(
         ylabel="ms, forward and backward",
-        xlim=(lengths[0] * 0.72, lengths[-1] * 1.9),
+        xlim=(lengths[0] * 0.72, lengths[-1] * 2.2),
         ylim=(1, None),
     )
     axes.set_xticks(lengths, [f"{n:,}" for n in lengths])
     axes.set_yticks([1, 10, 100, 1000], ["1", "10", "100", "1,000"])
     axes.minorticks_off()
     axes.grid()
-    save(
-        figure,
-        "cost",
-        "Time of dense and of sparse attention against the length of the context",
-    )
+    title = "Time of dense and of sparse attention against the length of the context"
+    save(figure, "cost", title)
 
 
 # A picture is drawn by the function of its name
