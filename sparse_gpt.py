@@ -65,7 +65,7 @@ window = 0  # positions that a window holds; 0: two rows
 sinks = 4  # first positions that all later ones see, in "sinks"
 summary = 8  # c: columns at the end of a row that all later rows see, in "fixed"
 selected = 3  # tiles of keys that each query selects, in "selection"
-tile = 64  # positions that attention computes at a time
+tile = 0  # positions computed at a time; 0: about the square root of block_size
 combine = "heads"  # half of the heads take each hop; or "layers": every other layer
 show_pattern = False  # only draw what one position sees
 max_iters = 2000  # training steps; 0: no training, only a sample
@@ -211,6 +211,8 @@ if stride == 0:
     stride = 2 ** int(math.log2(math.sqrt(longest)))
 if window == 0:
     window = 2 * stride
+if tile == 0:
+    tile = 2 ** int(math.log2(math.sqrt(max(1, block_size))))
 
 
 # Who may attend to whom, if position j is not later than position i
@@ -908,8 +910,8 @@ for name in "stride window".split():
 for name in "sinks selected".split():
     if config[name] < 1:
         parser.error(f"--{name}={config[name]} must be at least 1")
-if tile < 1:
-    parser.error(f"--tile={tile} must be at least 1")
+if tile < 0:
+    parser.error(f"--tile={tile} must be at least 0")
 if pattern == "fixed" and not 0 < summary <= stride:
     parser.error(f"--summary={summary} must be from 1 to --stride={stride}")
 if combine == "heads" and n_head % len(patterns[pattern]) != 0:

@@ -6,6 +6,7 @@
     python docs/bench/sparse.py crossover   a training step, 512 to 16,384 positions
     python docs/bench/sparse.py recall      does a value arrive from far away?
     python docs/bench/sparse.py equal_time  the loss of seven patterns on two texts
+    python docs/bench/sparse.py steps       each step of the chapter, with its pattern
 
 Everything runs on one thread. The report is docs/bench/sparse_PART.md. What is timed
 or trained is kept in sparse_PART.json and not repeated, so a run can be interrupted:
@@ -26,10 +27,12 @@ import runpy
 import statistics
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from pathlib import Path
 
+import steps as chapter
 import torch
 import torch.nn.functional as F
 
@@ -41,6 +44,8 @@ PATTERNS = ("dense", "window", "sinks", "alternate", "strided", "fixed", "select
 def load(pattern, T, *flags):
     """The names of sparse_gpt.py for contexts of T, with an untrained model."""
     words = [f"--pattern={pattern}", f"--block_size={T}", "--max_iters=0"]
+    if pattern == "alternate":  # as in gpt-oss
+        words.append("--combine=layers")
     words += ["--max_new_tokens=0", "--device=cpu", "--out_dir=none", *flags]
     sys.argv = ["sparse_gpt.py", *words, "--init_from=scratch"]
     with contextlib.redirect_stdout(io.StringIO()):
@@ -145,11 +150,10 @@ def counts(args):
     """What attention computes and what a cache keeps."""
     tables = {}
     for T in (1024, 8192):
-        tile = 64
         rows = [["", "l", "as they come, %", "in order, %", "keys seen", "cache"]]
         rows[0].append("cache, kB")
         for pattern in PATTERNS:
-            script = load_tiny(pattern, T, f"--tile={tile}", f"--total_batch_size={T}")
+            script = load_tiny(pattern, T, f"--total_batch_size={T}")
             hops = script["patterns"][pattern]
             plain = [hop._replace(order=script["as_they_come"]) for hop in hops]
             cells = []
@@ -169,7 +173,7 @@ def counts(args):
             ]
             rows.append([pattern, script["stride"], *cells])
             print(rows[-1], flush=True)
-        tables[f"T = {T}, tiles of {tile}"] = rows
+        tables[f"T = {T}, tiles of {script['tile']}"] = rows
     T = 8192
     script = load_tiny("strided", T, f"--total_batch_size={T}")
     rows = [["", "skipped, %"]]
@@ -438,9 +442,8 @@ def recall(args):
 
         train(script, batches(), steps, rate)
         accuracy = recall_accuracy(script, T)
-        reach = 3 * (script["window"] - 1)
         seconds = round(time.process_time() - start)
-        record.add(pattern, accuracy=accuracy, reach=reach, seconds=seconds)
+        record.add(pattern, accuracy=accuracy, seconds=seconds)
     runs = record.runs()
     rows = [["", *[f"{a} - {b - 1}" for a, b in zip(DISTANCES, DISTANCES[1:])]]]
     for pattern in PATTERNS:
@@ -592,8 +595,66 @@ windows of n, and the second half of each counts.
     write_report("equal_time", notes, tables, runs)
 
 
+# ----------------------------------------------------------------- Steps of the chapter
+OF_STEP = {  # what a step of the chapter is about
+    "04": "--pattern=strided",
+    "05": "--pattern=strided",
+    "06": "--pattern=alternate --combine=layers",
+    "07": "--pattern=sinks",
+    "09": "--pattern=selection",
+}
+
+
+def steps(args):
+    """Each step of the chapter, with its pattern: loss, time and a sample."""
+    record = Record("steps", args)
+    count = args.steps or 150
+    with tempfile.TemporaryDirectory() as folder:
+        files = chapter.files_of("sparse_gpt", Path(folder))
+        for kind in ("loss", "time"):
+            for name, path in files.items():
+                if not record.wants(f"{kind} {name}"):
+                    continue
+                settings = {
+                    "max_new_tokens": 120,
+                    "prompt": "ROMEO:",
+                    "max_iters": count,
+                }
+                if kind == "time":
+                    settings |= {"max_new_tokens": 1, "max_iters": 12, "eval_tokens": 1}
+                settings["eval_interval"] = settings["max_iters"]
+                known = chapter.known_flags(path)
+                for flag in OF_STEP.get(name[:2], "").split():
+                    key, value = flag.lstrip("-").split("=")
+                    settings[key] = value
+                result = chapter.train(path, known, settings, 1)
+                record.add(f"{kind} {name}", **result)
+        names = list(files)
+    runs = record.runs()
+    rows = [["", "flags", "val loss", "ms per step", "peak MiB"]]
+    samples = []
+    for name in names:
+        loss = runs.get(f"loss {name}", {})
+        timed = runs.get(f"time {name}", {})
+        row = [name, f"`{OF_STEP.get(name[:2], '')}`", f"{loss.get('val loss', 0):.3f}"]
+        row += [
+            f"{timed.get('ms per step', 0):,.0f}",
+            f"{loss.get('peak MiB', 0):,.0f}",
+        ]
+        rows.append(row)
+        sample = loss.get("sample", "")
+        samples += ["", f"### {name}", "", "```text", sample, "```"]
+    notes = f"""
+{count} steps of each file, one seed, one thread; ms per step of another run of 12.
+"""
+    write_report("steps", notes, {"Loss and time": rows}, runs)
+    with open(BENCH / "sparse_steps.md", "a", encoding="utf-8") as f:
+        f.write("\n".join(samples) + "\n")
+
+
 PARTS = {"counts": counts, "speed": speed, "sampling": sampling}
 PARTS |= {"crossover": crossover, "recall": recall, "equal_time": equal_time}
+PARTS["steps"] = steps
 
 
 def main():
@@ -603,7 +664,7 @@ def main():
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--only", default="", help="words in the names of runs")
     parser.add_argument("--minutes", type=float, default=0, help="stop after as many")
-    parser.add_argument("--steps", type=int, default=0, help="of recall")
+    parser.add_argument("--steps", type=int, default=0, help="of recall or steps")
     parser.add_argument("--seconds", type=float, default=25, help="of equal_time")
     args = parser.parse_args()
     torch.set_num_threads(1)
