@@ -129,7 +129,7 @@ def computed(script, hop, T):
     if hop.allows is script["everything"] and hop.selects == 0:
         return 100.0
     tile = script["tile"]
-    *_, groups = script["lay_out"](hop, math.ceil(T / tile))
+    groups, _ = script["lay_out"](hop, math.ceil(T / tile))
     scores = 0
     for group in groups:
         scores += group.mask.numel()
@@ -515,7 +515,8 @@ def equal_time(args):
     os.chdir(ROOT)
     prepare_texts()
     record = Record("equal_time", args)
-    flags = ["--n_layer=3", "--n_embd=64", "--n_head=2", "--batch_size=4"]
+    flags = ["--n_layer=3", "--n_embd=64", "--n_head=2", "--batch_size=2"]
+    flags.append("--total_batch_size=2048")
     if record.wants("pace"):
         record.add("pace", ms=pace_of("shakespeare", flags))
     pace = record.runs()["pace"]["ms"]
@@ -586,7 +587,7 @@ def equal_time(args):
     seeds = max(1, len([s for s in SEEDS if f"{TEXTS[-1]} selection {s}" in runs]))
     notes = f"""
 A model of 3 layers, 64 channels, 2 heads at T = 1,024, trained for as many steps of
-4,096 bytes as take {args.seconds:g} s on one thread of a machine that does nothing
+2,048 bytes as take {args.seconds:g} s on one thread of a machine that does nothing
 else. The rate is the better of {RATES[0]:g} and {RATES[1]:g} after half of that time,
 on the first half of the validation text; the losses are those of the second half: means
 of {seeds} seeds (smallest - largest). With the context cut to n, the text comes in
@@ -665,7 +666,7 @@ def main():
     parser.add_argument("--only", default="", help="words in the names of runs")
     parser.add_argument("--minutes", type=float, default=0, help="stop after as many")
     parser.add_argument("--steps", type=int, default=0, help="of recall or steps")
-    parser.add_argument("--seconds", type=float, default=25, help="of equal_time")
+    parser.add_argument("--seconds", type=float, default=30, help="of equal_time")
     args = parser.parse_args()
     torch.set_num_threads(1)
     PARTS[args.part](args)

@@ -224,6 +224,34 @@ def test_selection_equals_a_loop_over_queries(script, monkeypatch, T):
     torch.testing.assert_close(gradients, expected, rtol=0, atol=1e-12)
 
 
+def test_exercise_adds_a_pattern_in_ten_lines(script, monkeypatch):
+    """What the chapter's first answer shows: a rule, and a row of the table."""
+    text = (ROOT / "docs/sparse_gpt.md").read_text(encoding="utf-8")
+    code = text.split("## Exercises")[1].split("```python\n")[1].split("```")[0]
+    assert len([line for line in code.splitlines() if line.strip()]) <= 10
+    rule, row = code.rsplit("\n\n\n", 1)
+    names = script["attend"].__globals__
+    monkeypatch.setitem(names, "tile", 4)
+    monkeypatch.setitem(names, "window", WINDOW)
+    scope = dict(names)
+    exec(rule, scope)
+    (hops,) = eval("{" + row + "}", scope).values()
+    T = 37
+    torch.manual_seed(0)
+    qkv = [torch.randn(1, 2, T, 8).double() for _ in range(3)]
+    powers = torch.zeros(T, T, dtype=torch.float64)
+    for i in range(T):
+        powers[i, i] = 1
+        for n in range(6):
+            if i - 2**n >= 0:
+                powers[i, i - 2**n] = 1
+    matrices = [paper_matrix(T, "window", 1, 6, 2), powers]
+    for hop, matrix in zip(hops, matrices, strict=True):
+        ours = script["attend"](*qkv, hop, 0.0)
+        theirs = masked_attention(*qkv, matrix)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("pattern", ("fixed", "strided"))
 def test_two_hops_reach_every_earlier_position(pattern):
     A1, A2 = [paper_matrix(37, pattern, hop, 6, 2) for hop in (1, 2)]
