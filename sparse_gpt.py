@@ -446,6 +446,8 @@ def attention(q, k, v, p, mask=None):
     mask (T, S): 0 where a query sees one of S keys and -inf elsewhere.
     """
     T = q.shape[-2]
+    if mask is not None:
+        mask = mask.to(q.dtype)
     if T == 1 or device != "cpu" or (mask is None and not bfloat16):
         causal = mask is None and T > 1
         return F.scaled_dot_product_attention(q, k, v, mask, p, is_causal=causal)
