@@ -526,7 +526,7 @@ def select_tiles(q, k, own):
     """
     B, nh, T, hs = k.shape
     k = F.pad(k, (0, 0, 0, -T % tile))
-    pooled = k.view(B * nh, -1, tile, hs).mean(2)  # the mean key of each tile
+    pooled = k.reshape(B * nh, -1, tile, hs).mean(2)  # the mean key of each tile
     numbers = torch.arange(pooled.shape[1], device=q.device)
     own = own[:, None, None]
     scores = q @ pooled.mT[:, None]

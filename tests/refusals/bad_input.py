@@ -154,7 +154,7 @@ add(
         ("--window=17", "--window=17", "0", "--block_size=16"),
         ("--sinks=0", "--sinks=0", "1"),
         ("--selected=0", "--selected=0", "1"),
-        ("--tile=-1", "--tile=0", "1"),
+        ("--tile=-1", "--tile=-1", "0"),
         ("--summary=0", "--summary=0", "1", "--stride=4"),
         ("--summary=5", "--summary=5", "1", "--stride=4"),
         ("--n_head=1", "--n_head=1", "even", "--combine=layers"),
