@@ -660,7 +660,7 @@ class KVCache:
             return attention(q, k, v, 0.0)
         B, nh, _, hs = q.shape
         own = torch.tensor([self.length // tile], device=q.device)
-        chosen = select_tiles(q.view(B * nh, 1, 1, hs), k, own)
+        chosen = select_tiles(q.reshape(B * nh, 1, 1, hs), k, own)
         chosen = chosen.repeat_interleave(tile, dim=3)[..., :count]
         mask = torch.zeros(chosen.shape, device=q.device)
         mask = mask.masked_fill(~chosen, -torch.inf).view(B, nh, 1, count)
