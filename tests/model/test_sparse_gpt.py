@@ -6,6 +6,7 @@ import os
 import re
 import sys
 
+import numpy as np
 import pytest
 import torch
 import torch._dynamo  # every optimizer imports it: so copies of this process have it
