@@ -34,7 +34,6 @@ RECORD = BENCH / "effects.json"
 SMALL = "--data_dir=data/small"  # the first 30,000 characters of Shakespeare
 SHORT = f"{SMALL} --max_iters=1600 --batch_size=16"
 SLOW = "--learning_rate=5e-3"
-ANEW = "--out_dir=out/effects --init_from=scratch"
 # (name, beginning of the file's name, flags)
 RUNS = [
     ("small text", "14", SHORT),
@@ -43,12 +42,12 @@ RUNS = [
     ("AdamW, rate 1.5e-2", "17", "--optimizer=adamw --max_iters=300"),
     ("Muon, the rest at 5e-3", "17", "--adamw_share=0.3333 --max_iters=300"),
     ("Muon, all at 5e-3", "17", f"{SLOW} --adamw_share=1 --max_iters=300"),
+    ("seed 1", "20", "--seed=1 --max_iters=300"),
+    ("seed 2", "20", "--seed=2 --max_iters=300"),
     ("first lines", "17", "--max_iters=1"),
     ("first lines, quiet start", "18", "--max_iters=1"),
     ("first lines, 12 blocks", "17", "--max_iters=1 --n_layer=12"),
     ("first lines, 12 blocks, quiet start", "18", "--max_iters=1 --n_layer=12"),
-    ("seed 1", "20", "--seed=1 --max_iters=300"),
-    ("seed 2", "20", "--seed=2 --max_iters=300"),
     ("unclipped, rate 3", "07", "--learning_rate=3 --max_iters=300"),
     ("a longer run, 1 block", "06", "--max_iters=1000 --n_layer=1"),
     ("a longer run", "06", "--max_iters=1000"),
@@ -62,10 +61,6 @@ for depth in (1, 3, 6):
 for depth in (1, 3, 6):
     name = f"residual, {depth} blocks"
     RUNS.append((name, "03", f"--n_layer={depth} --max_iters=300"))
-RUNS += [
-    ("new sizes", "28", f"{ANEW} --max_iters=1000"),
-    ("old sizes", "27", f"{ANEW} --max_iters=1250"),
-]
 # (beginning of the file's name, flags)
 TIMES = [
     ("04", ""),
@@ -78,8 +73,6 @@ TIMES = [
     ("16", ""),
     ("20", ""),
     ("21", ""),
-    ("27", ""),
-    ("28", ""),
 ]
 TIMED_STEPS = 80
 
@@ -157,10 +150,7 @@ def measure_times(path_of, end):
         seconds = []
         for steps in (2, 2 + TIMED_STEPS):
             start = time.perf_counter()
-            more = flags
-            if path.name >= "25":  # a file that would continue from a checkpoint
-                more = ANEW
-            run(path, f"{fixed} --max_iters={steps} {more}")
+            run(path, f"{fixed} --max_iters={steps} {flags}")
             seconds.append(time.perf_counter() - start)
         row["ms"].append(round(1000 * (seconds[1] - seconds[0]) / TIMED_STEPS, 1))
         save("times", name, row)
