@@ -7,6 +7,7 @@ the table below.
 """
 
 import ast
+import random
 import re
 import sys
 from pathlib import Path
@@ -21,7 +22,6 @@ import cells  # noqa: E402
 PENDING = {
     "docs/chat.md",
     "docs/compare.md",
-    "docs/glossary.md",
     "docs/gpt2_train.md",
     "docs/reproduce_gpt2.md",
     "docs/troubleshooting.md",
@@ -68,6 +68,32 @@ def test_numbers_are_those_of_their_cells(name):
         assert name in PENDING, f"{name}: no <!-- numbers in any section"
         pytest.skip("pending")
     assert cells.mistakes(text) == []
+
+
+def wrong(number, listed, rng):
+    """The same number with another last digit, which no entry of the section has."""
+    others = {number[:-1] + digit for digit in "0123456789"}
+    return rng.choice(sorted(others - listed))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_wrong_number_in_a_document_is_caught(seed):
+    """A measured number of a random section, put wrong where readers see it."""
+    rng = random.Random(seed)
+    places = []
+    for name in sorted(set(DOCUMENTS) - PENDING):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        for start, end in cells.sections(text):
+            found = cells.entries(text[start:end])
+            listed = {entry.number for entry in found}
+            bound = {entry.number for entry in found if entry.source != "given"}
+            for first, last, number in cells.measured(text[start:end]):
+                if number in bound:
+                    places.append((name, start + first, start + last, listed))
+    name, first, last, listed = rng.choice(places)
+    text = (ROOT / name).read_text(encoding="utf-8")
+    changed = text[:first] + wrong(text[first:last], listed, rng) + text[last:]
+    assert len(cells.mistakes(changed)) > len(cells.mistakes(text)), changed[first:last]
 
 
 REPORT = """# A report
