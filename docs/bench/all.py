@@ -12,6 +12,7 @@ the folder with your clones of other repositories (see peers.py).
 """
 
 import argparse
+import ast
 import json
 import subprocess
 import sys
@@ -35,31 +36,9 @@ class Part(NamedTuple):
     has_lab: bool = True  # a measurement of lab.py has its flags
 
 
-PARTS = [
-    Part("ladder", "every script without arguments", "ladder.py"),
-    Part("curves", "the loss of every script against time", "curves.py"),
-    Part("lines", "what every script writes", "lines.py"),
-    Part("seeds", "gpt_char.py and gpt2_train.py from three seeds", "seeds.py"),
-    Part("slow_cpu", "the defaults on a CPU without bfloat16", "slow_cpu.py"),
-    Part("exercises", "what the answers to the exercises say", "exercises.py"),
-    Part("char", "gpt_char.py beside its peers", "char.py"),
-    Part("short", "the time to a loss, beside its peers", "short.py"),
-    Part("train", "gpt2_train.py beside its peers; Muon and AdamW", "train.py"),
-    Part("sample", "sampling with a cache and without", "sample.py"),
-    Part("sparse", "sparse attention against dense", "sparse.py"),
-    Part("texts", "sparse against dense in equal time, two texts", "texts.py"),
-    Part("sparse_patterns", "the patterns after equal steps", "sparse_patterns.py"),
-    Part("loader", "how fast tokens are read", "loader.py"),
-    Part("sparse_counts", "scores and keys of each pattern", "sparse_counts.py", False),
-    Part("attention", "what attention does on a line", "attention.py", False),
-    Part("by_hand", "the steps of the branch by_hand", "by_hand.py", False),
-    Part("chat", "the steps of the branch chat", "chat.py", False),
-    Part("effects", "what steps of gpt_char.md change", "effects.py", False),
-]
-for chapter in ("v2_attention", "gpt_char", "gpt2_train", "sparse_gpt"):
-    command = f"steps.py --chapter={chapter}"
-    what = f"the steps of {chapter}.md"
-    PARTS.append(Part(f"steps_{chapter}", what, command, False))
+# What is no measurement, or one that all.py does not repeat
+OTHERS = {"all", "lab", "inside", "peers", "steps", "gpu", "mutants"}
+FLAGS = {"effects": "--minutes=600"}
 # Reports of what is over, or of what needs another machine or a change of a script
 HISTORY = {
     "gpu": "python docs/bench/gpu.py, on a GPU",
@@ -71,6 +50,24 @@ HISTORY = {
     "short_float32": "short.py --suffix=_float32, on a CPU without bfloat16",
     "texts_float32": "texts.py, on a CPU without bfloat16 (see its head)",
 }
+
+
+def find_parts():
+    """A part for each program in this folder: NAME.py writes NAME.md."""
+    parts = []
+    for path in sorted(lab.BENCH.glob("*.py")):
+        name = path.stem
+        if name in OTHERS:
+            continue
+        code = path.read_text(encoding="utf-8")
+        title = ast.get_docstring(ast.parse(code)).split("\n")[0]
+        command = f"{name}.py {FLAGS.get(name, '')}".strip()
+        parts.append(Part(name, title, command, "\nimport lab\n" in code))
+    for chapter in ("v2_attention", "gpt_char", "gpt2_train", "sparse_gpt"):
+        title = f"What the steps of {chapter}.md change."
+        command = f"steps.py --chapter={chapter}"
+        parts.append(Part(f"steps_{chapter}", title, command, False))
+    return parts
 
 
 def read_json(path):
@@ -121,7 +118,7 @@ def show(parts, times, bench=lab.BENCH):
             state = f"{seconds / 60:.0f} min"
             if seconds < 90:
                 state = f"{seconds:.0f} s"
-        print(f"{part.report:18} {state:>8}   {part.what}: {part.command}")
+        print(f"{part.report:18} {state:>8}   {part.what}")
     for report, what in HISTORY.items():
         print(f"{report:18} {'-':>8}   {what}")
 
@@ -163,7 +160,8 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    reports = [part.report for part in PARTS]
+    parts = find_parts()
+    reports = [part.report for part in parts]
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--missing", action="store_true")
     parser.add_argument("--everything", action="store_true")
@@ -174,12 +172,14 @@ def main():
         if name not in reports:
             parser.error(f"{name}: no such part; choose from {', '.join(reports)}")
     if not (args.names or args.missing or args.everything):
-        show(PARTS, read_json(TIMES))
+        show(parts, read_json(TIMES))
         return
     done = read_json(DONE) or []
     begin = time.monotonic()
+    unfold = [sys.executable, lab.ROOT / "docs/tools/steps.py", "unfold"]
+    subprocess.run(unfold, cwd=lab.ROOT, check=True)  # some programs run these files
     failed = []
-    for part in choose(PARTS, args.names, args.missing, args.everything, done):
+    for part in choose(parts, args.names, args.missing, args.everything, done):
         more = []
         if args.peers:
             more.append(f"--peers={args.peers.resolve()}")

@@ -5,11 +5,19 @@
 
 It should take at most ten minutes on one H200. Everything happens in a temporary
 folder, on made-up tokens: no data has to be prepared, and the losses mean nothing
-elsewhere. The report is printed, and written to out/bench/gpu.md.
+elsewhere. The report is printed, and written to out/bench/gpu.md. What fails has a row
+with the last line of its error.
+
+The part kill can be tried without a GPU, with a tiny model:
+
+    python docs/bench/gpu.py --only=kill --flags="--device=cpu --block_size=64
+        --data_dir=data/fineweb_edu --n_layer=1 --n_head=1 --n_embd=16
+        --total_batch_size=512 --eval_tokens=512"
 """
 
 import argparse
 import json
+import os
 import re
 import shutil
 import signal
@@ -70,6 +78,12 @@ def make_work(work, n_tokens):
             f.write(json.dumps(question) + "\n")
 
 
+def last_line(text):
+    """What an error says at its end."""
+    lines = text.strip().splitlines() or ["failed, and said nothing"]
+    return lines[-1]
+
+
 # ----------------------------------------------------------------- In a child process
 def child(half_residual, script, flags):
     """Run a script; then print the most memory that was allocated on the GPU."""
@@ -118,7 +132,7 @@ class Bench:
         )
         self.add_row(name, done.stdout, time.perf_counter() - start)
         if done.returncode != 0:
-            self.rows[-1]["note"] = (done.stderr.strip() or "failed").splitlines()[-1]
+            self.rows[-1]["note"] = last_line(done.stderr)
         return done.stdout
 
     def add_row(self, name, output, seconds):
@@ -187,29 +201,45 @@ class Bench:
         )
         command = self.command("gpt2_train.py", *flags, "--out_dir=out/killed")
         for signum, after in [(signal.SIGTERM, 5), (signal.SIGKILL, 14)]:
+            self.stop_after(command, signum, after)
+        resumed = self.run(
+            "killed twice, resumed", "gpt2_train.py", *flags, "--out_dir=out/killed"
+        )
+        losses = []
+        for output in (unbroken, resumed):
+            losses += re.findall(r"final val loss ([\d.]+)", output)
+        if len(losses) == 2:
+            same = "the same" if losses[0] == losses[1] else "another"
+            self.rows[-1]["note"] = f"{same} val loss: {', '.join(losses)}"
+
+    def stop_after(self, command, signum, after):
+        """Start a run, and send it a signal once it has done so many steps."""
+        with tempfile.TemporaryFile("w+") as errors:
             process = subprocess.Popen(
-                command, cwd=self.work, stdout=subprocess.PIPE, text=True
+                command,
+                cwd=self.work,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
             )
+            sent = False
             for line in process.stdout:
                 step = re.match(r"step +(\d+)/", line)
-                if step and int(step[1]) >= after:
+                if step and int(step[1]) >= after and not sent:
                     process.send_signal(signum)
-                    break
-            process.stdout.read()
+                    sent = True
             process.wait()
-        resumed = self.run(
-            "killed twice, resumed", *["gpt2_train.py", *flags], "--out_dir=out/killed"
-        )
-        losses = [
-            re.findall(r"final val loss ([\d.]+)", o) for o in (unbroken, resumed)
-        ]
-        self.rows[-1]["note"] = (
-            "the same val loss" if losses[0] == losses[1] else f"{losses}"
-        )
+            errors.seek(0)
+            row = {"what": f"stopped by {signum.name}"}
+            if not sent:
+                row["note"] = f"ended before: {last_line(errors.read())}"
+        self.rows.append(row)
+        print(row, flush=True)
 
     def sparse(self):
         """8,192 tokens of context: sparse patterns against dense attention."""
-        base = [f"--max_iters={self.args.steps // 4}", "--total_batch_size=65536"]
+        steps = max(2, self.args.steps // 4)
+        base = [f"--max_iters={steps}", "--total_batch_size=65536"]
         base += ["--eval_interval=1000000", "--eval_tokens=1048576", "--no-hellaswag"]
         base += ["--init_from=scratch", "--max_new_tokens=5", "--num_samples=1"]
         base += self.args.flags.split()
@@ -221,14 +251,17 @@ class Bench:
         """nanoGPT's own benchmark at the same size, on random data of its own."""
         work = self.work / "nanogpt"
         shutil.copytree(clone, work, ignore=shutil.ignore_patterns(".git"))
-        command = [sys.executable, "bench.py", "--batch_size=64", "--real_data=False"]
+        command = [*self.args.python.split(), "bench.py", "--real_data=False"]
+        command.append("--batch_size=64")
+        if "--no-compile" in self.args.flags:
+            command.append("--compile=False")
         done = subprocess.run(command, cwd=work, capture_output=True, text=True)
         ms = re.findall(r"time per iteration: ([\d.]+)ms", done.stdout)
         row = {"what": "nanoGPT's bench.py, 64 x 1,024"}
         if ms:
             row["tokens/s"] = f"{64 * 1024 / float(ms[-1]) * 1000:,.0f}"
         else:
-            row["note"] = (done.stderr.strip() or "failed").splitlines()[-1]
+            row["note"] = last_line(done.stderr)
         self.rows.append(row)
         print(row, flush=True)
 
@@ -244,25 +277,29 @@ class Bench:
         questions = self.work / "data/hellaswag/hellaswag_val.jsonl"
         lines = questions.read_text().splitlines(True)[:20]
         (work / "hellaswag/hellaswag_val.jsonl").write_text("".join(lines))
-        process = subprocess.Popen(
-            [sys.executable, "-u", "train_gpt2.py"],
-            cwd=work,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
         speeds = []
-        for line in process.stdout:
-            speeds += [float(s) for s in re.findall(r"tok/sec: ([\d.]+)", line)]
-            if len(speeds) == 8:
-                process.kill()
-                break
-        errors = process.communicate()[1]
+        with tempfile.TemporaryFile("w+") as errors:
+            process = subprocess.Popen(
+                [*self.args.python.split(), "train_gpt2.py"],
+                cwd=work,
+                env=os.environ | {"PYTHONUNBUFFERED": "1"},
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
+            for line in process.stdout:
+                speeds += [float(s) for s in re.findall(r"tok/sec: ([\d.]+)", line)]
+                if len(speeds) == 8:
+                    process.kill()
+                    break
+            process.wait()
+            errors.seek(0)
+            error = last_line(errors.read())
         row = {"what": "build-nanogpt's train_gpt2.py, not compiled"}
         if len(speeds) == 8:
             row["tokens/s"] = f"{sorted(speeds[2:])[3]:,.0f}"
         else:
-            row["note"] = (errors.strip() or "failed").splitlines()[-1]
+            row["note"] = error
         self.rows.append(row)
         print(row, flush=True)
 
@@ -302,9 +339,18 @@ def main():
         "--python", default=sys.executable, help="the command to run them by"
     )
     parser.add_argument(
-        "--only", default="train,hellaswag,kill,sparse", help="which parts"
+        "--only",
+        default="train,hellaswag,kill,sparse",
+        help="which of these parts; --only= for the clones alone",
     )
     args = parser.parse_args()
+    chosen = [part for part in args.only.split(",") if part]
+    for part in chosen:
+        if part not in ("train", "hellaswag", "kill", "sparse"):
+            parser.error(f"--only={part} must be of train, hellaswag, kill, sparse")
+    for clone in (args.nanogpt, args.build_nanogpt):
+        if clone and not Path(clone).is_dir():
+            parser.error(f"{clone} is no folder: give that of your clone")
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(args, Path(folder))
         make_work(Path(folder), 20_000_000)
@@ -314,7 +360,7 @@ def main():
             "kill": bench.kill,
             "sparse": bench.sparse,
         }
-        for part in args.only.split(","):
+        for part in chosen:
             parts[part]()
         if args.nanogpt:
             bench.nanogpt(args.nanogpt)

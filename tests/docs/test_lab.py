@@ -18,6 +18,7 @@ sys.path.insert(0, str(BENCH))
 import lab  # noqa: E402
 
 ALL = runpy.run_path(str(BENCH / "all.py"), run_name="all")
+PARTS = ALL["find_parts"]()
 
 
 class Interrupted(Exception):
@@ -252,11 +253,12 @@ def test_settings_of_a_script_that_takes_no_flags(tmp_path):
 
 # ---------------------------------------------------------------------- All of them
 def test_every_report_has_a_part_or_a_reason():
-    known = {part.report for part in ALL["PARTS"]} | set(ALL["HISTORY"])
+    known = {part.report for part in PARTS} | set(ALL["HISTORY"])
     reports = {path.stem for path in BENCH.glob("*.md")}
     assert reports <= known, "name its program in docs/bench/all.py"
-    for part in ALL["PARTS"]:
-        assert (BENCH / part.command.split()[0]).exists()
+    assert {"ladder", "char", "by_hand", "steps_gpt_char"} <= known
+    with_lab = {part.report for part in PARTS if part.has_lab}
+    assert "ladder" in with_lab and "by_hand" not in with_lab
 
 
 def test_all_lists_its_parts():
@@ -266,7 +268,7 @@ def test_all_lists_its_parts():
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert [line.split()[0] for line in lines] == [
-        part.report for part in ALL["PARTS"]
+        part.report for part in PARTS
     ] + list(ALL["HISTORY"])
 
 
