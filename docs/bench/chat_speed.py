@@ -35,7 +35,7 @@ def load(number, *args):
     (path,) = STEPS.glob(f"{number:02d}_*.py")
     sys.argv = [str(path), "--device=cpu", "--prompt=Hi", "--max_new_tokens=1", *args]
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
-        return runpy.run_path(str(path))["generate"].__globals__
+        return runpy.run_path(str(path))["encode"].__globals__
 
 
 def seconds(function):
