@@ -1,12 +1,12 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch>=2.11", "numpy"]
+# dependencies = ["torch>=2.11", "numpy", "regex"]
 # ///
 """From GPT-2 to a model of today that answers: SmolLM2, or any Llama of its family.
 
     python beyond/chat.py                            talk
     python beyond/chat.py --prompt="Who are you?"    one answer
-    python beyond/chat.py --max_iters=20             train on, or continue such a run
+    python beyond/chat.py --max_iters=60             learn from Shakespeare
 
 The chapter is docs/chat.md.
 """
@@ -542,15 +542,17 @@ class Int8Linear(nn.Module):
         rounded = (weight / scale[:, None]).round().to(torch.int8)
         self.register_buffer("scale", scale)
         self.register_buffer("weight", rounded)
+        self.register_buffer("ones", torch.ones_like(scale, dtype=torch.bfloat16))
 
     def forward(self, x):
         """x: (..., columns). Returns (..., rows)."""
         rows = x.reshape(-1, x.shape[-1])
-        if len(rows) == 1:  # reads 8 bits per weight, and converts while it multiplies
-            y = torch.ops.aten._weight_int8pack_mm(rows, self.weight, self.scale)
+        if len(rows) == 1:  # converts the weights to bfloat16 while it multiplies
+            product = torch.ops.aten._weight_int8pack_mm
+            y = product(rows.bfloat16(), self.weight, self.ones).float()
         else:
-            y = F.linear(rows, self.weight.float()) * self.scale
-        return y.view(*x.shape[:-1], -1)
+            y = F.linear(rows, self.weight.float())
+        return (y * self.scale).view(*x.shape[:-1], -1)
 
 
 class LoRA(nn.Module):
