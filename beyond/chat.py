@@ -547,7 +547,8 @@ class Int8Linear(nn.Module):
     def forward(self, x):
         """x: (..., columns). Returns (..., rows)."""
         rows = x.reshape(-1, x.shape[-1])
-        if len(rows) == 1:  # converts the weights to bfloat16 while it multiplies
+        if len(rows) == 1 and x.shape[-1] % 32 == 0:  # PyTorch reads whole blocks only
+            # It converts the weights to bfloat16 while it multiplies
             product = torch.ops.aten._weight_int8pack_mm
             y = product(rows.bfloat16(), self.weight, self.ones).float()
         else:
