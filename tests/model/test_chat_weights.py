@@ -9,6 +9,7 @@ import math
 import os
 import pty
 import random
+import runpy
 import signal
 import subprocess
 import sys
@@ -594,3 +595,13 @@ def test_smollm2_answers(load, run, smollm2):
     ours = our_logits(names, ids)
     names["model"].to("meta")  # its memory is free again
     assert_same_logits(ours, their_logits(smollm2, ids))
+
+
+def test_rows_of_q_and_k_are_put_back():
+    """llama.cpp's converter permutes them like this; unpermute must undo it."""
+    names = runpy.run_path(str(ROOT / "beyond/prepare_smollm2.py"), run_name="prepare")
+    for heads, hs in [(1, 2), (3, 8), (9, 64)]:
+        weight = np.random.default_rng(heads).standard_normal((heads * hs, 5))
+        halves = weight.reshape(heads, 2, hs // 2, 5)
+        in_gguf = halves.swapaxes(1, 2).reshape(weight.shape)
+        assert (names["unpermute"](in_gguf, heads) == weight).all()
