@@ -1,7 +1,342 @@
-// The keys of the web pages that docs/tools/pages.py makes
-addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.altKey || event.metaKey) return;
-  const rel = { ArrowRight: "next", n: "next", ArrowLeft: "prev", p: "prev", c: "contents" };
-  const link = document.querySelector(`a[rel="${rel[event.key]}"]`);
-  if (link) location.href = link.href;
-});
+// The behaviour of the web pages that docs/tools/pages.py makes. All of it is optional:
+// without JavaScript the pages are complete, with fewer conveniences.
+"use strict";
+const $ = (selector, inside = document) => inside.querySelector(selector);
+const $$ = (selector, inside = document) => [...inside.querySelectorAll(selector)];
+
+function make(tag, properties = {}, ...children) {
+  const element = Object.assign(document.createElement(tag), properties);
+  element.append(...children);
+  return element;
+}
+
+// ---------------------------------------------------------------------------- Memory
+// What is kept in this browser. Where that is not allowed, nothing is kept.
+function recall(name, otherwise) {
+  try {
+    return JSON.parse(localStorage.getItem(`course.${name}`)) ?? otherwise;
+  } catch {
+    return otherwise;
+  }
+}
+
+function keep(name, value) {
+  try {
+    localStorage.setItem(`course.${name}`, JSON.stringify(value));
+  } catch {
+    // private windows and full disks: then not
+  }
+}
+
+// -------------------------------------------------------------------------- The diff
+const root = document.documentElement;
+
+function isSideBySide(lines) {
+  return getComputedStyle($(".hunk", lines)).display === "grid";
+}
+
+function nameViews() {
+  for (const diff of $$(".diff")) {
+    const side = isSideBySide($(".lines", diff));
+    $("[data-do=view]", diff).textContent = side ? "Unified" : "Side by side";
+  }
+}
+
+function toggleView() {
+  const lines = $(".lines");
+  if (!lines) return;
+  root.dataset.view = isSideBySide(lines) ? "unified" : "side";
+  keep("view", root.dataset.view);
+  nameViews();
+}
+
+// Folded lines are in the page once, for the right column; the left gets a copy
+function fillLeft(details) {
+  const hunk = $(".hunk", details);
+  if ($(".l", hunk)) return;
+  const shift = Number(details.dataset.shift);
+  const copies = $$(".r", hunk).map((line) => {
+    const copy = line.cloneNode(true);
+    copy.className = "l";
+    copy.dataset.n = Number(line.dataset.n) - shift;
+    return copy;
+  });
+  hunk.prepend(...copies);
+}
+
+function unfold(diff) {
+  const folds = $$("details", diff);
+  const open = folds.some((details) => !details.open);
+  for (const details of folds) {
+    fillLeft(details);
+    details.open = open;
+  }
+  $("[data-do=unfold]", diff).textContent = open ? "Fold again" : "Unfold all";
+}
+
+// A selection stays in the column where it began. In the unified view there are two
+// texts, too: one that begins in a removed line takes the old one, others the new one.
+function pick(event) {
+  const line = event.target.closest?.(".lines p");
+  if (!line) return;
+  const lines = line.closest(".lines");
+  const old = line.matches(".a, .l");
+  let column = old ? "old" : "new";
+  if (isSideBySide(lines)) column = old ? "left" : "right";
+  // Else the browser takes this for the start of dragging what is selected
+  if (lines.dataset.pick !== column) getSelection().removeAllRanges();
+  lines.dataset.pick = column;
+}
+
+const PICKED = { left: ".a, .l", right: ".b, .r", old: ".a, .r", new: ".b, .r" };
+
+function selectedPart(line, range) {
+  const part = document.createRange();
+  part.selectNodeContents(line);
+  if (line.contains(range.startContainer)) {
+    part.setStart(range.startContainer, range.startOffset);
+  }
+  if (line.contains(range.endContainer)) {
+    part.setEnd(range.endContainer, range.endOffset);
+  }
+  return part.toString();
+}
+
+function copyColumn(event) {
+  const selection = getSelection();
+  const lines = selection.anchorNode?.parentElement?.closest(".lines");
+  if (!lines?.dataset.pick || selection.isCollapsed) return;
+  const range = selection.getRangeAt(0);
+  const parts = $$("p", lines)
+    .filter((line) => line.matches(PICKED[lines.dataset.pick]))
+    .filter((line) => line.checkVisibility() && range.intersectsNode(line))
+    .map((line) => selectedPart(line, range));
+  event.clipboardData.setData("text/plain", parts.join("\n"));
+  event.preventDefault();
+}
+
+function startDiffs() {
+  const view = recall("view", "");
+  if (view) root.dataset.view = view;
+  for (const diff of $$(".diff")) {
+    const [toggle, all] = $$(".tools button", diff);
+    toggle.hidden = all.hidden = false;
+    toggle.onclick = toggleView;
+    all.onclick = () => unfold(diff);
+    for (const details of $$("details", diff)) {
+      details.addEventListener("toggle", () => fillLeft(details));
+    }
+  }
+  nameViews();
+  addEventListener("resize", nameViews);
+  document.addEventListener("mousedown", pick);
+  document.addEventListener("copy", copyColumn);
+}
+
+// --------------------------------------------------------------------------- Copying
+function copyButton(text) {
+  const button = make("button", { type: "button", className: "copy" }, "Copy");
+  button.setAttribute("aria-label", "Copy the command");
+  button.onclick = async () => {
+    try {
+      await navigator.clipboard.writeText(text);
+      button.textContent = "Copied";
+    } catch {
+      button.textContent = "Not allowed";
+    }
+    setTimeout(() => (button.textContent = "Copy"), 2000);
+  };
+  return button;
+}
+
+function startCopying() {
+  for (const code of $$("pre > .language-sh")) {
+    const commands = code.textContent.replace(/\s+#.*$/gm, "").trim();
+    code.parentElement.append(copyButton(commands));
+  }
+  for (const code of $$("p > code.command")) {
+    code.after(copyButton(code.textContent));
+  }
+  for (const box of $$("pre, .scroll")) {
+    if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;  // so that keys scroll it
+  }
+}
+
+// -------------------------------------------------------------------------- Glossary
+function startTips() {
+  const tip = make("div", { id: "tip", hidden: true });
+  tip.setAttribute("role", "tooltip");
+  document.body.append(tip);
+  const hide = () => (tip.hidden = true);
+  function show(event) {
+    const link = event.currentTarget;
+    tip.textContent = link.dataset.tip;
+    tip.hidden = false;
+    const box = link.getBoundingClientRect();
+    const widest = root.clientWidth - tip.offsetWidth - 8;
+    tip.style.left = `${scrollX + Math.max(8, Math.min(box.left, widest))}px`;
+    let top = box.bottom + 6;
+    if (top + tip.offsetHeight > innerHeight) top = box.top - tip.offsetHeight - 6;
+    tip.style.top = `${scrollY + top}px`;
+  }
+  for (const link of $$("a.term")) {
+    link.setAttribute("aria-describedby", "tip");
+    for (const name of ["mouseenter", "focus"]) link.addEventListener(name, show);
+    for (const name of ["mouseleave", "blur"]) link.addEventListener(name, hide);
+  }
+  addEventListener("keydown", (event) => event.key === "Escape" && hide());
+}
+
+// ---------------------------------------------------------------------------- Search
+function dialog(id, title, ...content) {
+  const close = make("button", { type: "button" }, "Close");
+  const box = make("dialog", { id }, make("h2", {}, title), ...content, close);
+  box.setAttribute("aria-label", title);
+  close.onclick = () => box.close();
+  document.body.append(box);
+  return box;
+}
+
+function score(entry, words) {
+  const title = entry.title.toLowerCase();
+  const text = entry.text.toLowerCase();
+  let points = 0;
+  for (const word of words) {
+    if (title === word) points += 20;
+    else if (title.includes(word)) points += 8;
+    else if (text.includes(word)) points += 1;
+    else return 0;
+  }
+  return points + (entry.where === "Glossary" ? 2 : 0);
+}
+
+function excerpt(text, word) {
+  const at = Math.max(0, text.toLowerCase().indexOf(word));
+  const start = Math.max(0, at - 60);
+  const found = text.slice(at, at + word.length);
+  const after = text.slice(at + word.length, at + 90);
+  return [start ? "… " : "", text.slice(start, at), make("mark", {}, found), after, " …"];
+}
+
+function find(query, results) {
+  const words = query.toLowerCase().split(/\s+/).filter(Boolean);
+  const hits = [];
+  for (const entry of words.length ? course_index : []) {
+    const points = score(entry, words);
+    if (points) hits.push([points, entry]);
+  }
+  hits.sort((a, b) => b[0] - a[0]);
+  results.replaceChildren();
+  for (const [, entry] of hits.slice(0, 20)) {
+    const link = make("a", { href: entry.page }, entry.title);
+    const where = make("small", {}, ` ${entry.where}`);
+    const text = make("div", {}, ...excerpt(entry.text, words[0]));
+    results.append(make("li", {}, link, where, text));
+  }
+  if (words.length && !hits.length) results.append(make("li", {}, "Nothing found."));
+}
+
+let openSearch = () => {};
+
+function startSearch() {
+  const input = make("input", { type: "text" });
+  input.setAttribute("aria-label", "Search the course");
+  const results = make("ul", { id: "results" });
+  results.setAttribute("aria-live", "polite");
+  const box = dialog("search", "Search the course", input, results);
+  input.oninput = () => window.course_index && find(input.value, results);
+  openSearch = () => {
+    if (!window.course_index && !$("script[src='search.js']")) {
+      const script = make("script", { src: "search.js" });
+      script.onload = () => find(input.value, results);
+      document.head.append(script);
+    }
+    box.showModal();
+    input.focus();
+  };
+  const button = make("button", { type: "button" }, "Search");
+  button.onclick = openSearch;
+  $("header [rel=contents]").after(button);
+}
+
+// ------------------------------------------------------------------------------ Keys
+const KEYS = [
+  ["→ or n", "next page"],
+  ["← or p", "previous page"],
+  ["c", "contents"],
+  ["v", "side by side or unified"],
+  ["u", "unfold the diff"],
+  ["/", "search"],
+  ["?", "this list"],
+];
+
+function startKeys() {
+  const rows = KEYS.map(([key, what]) => {
+    return make("p", {}, make("kbd", {}, key), ` ${what}`);
+  });
+  const help = dialog("keys", "Keys", ...rows);
+  const go = (rel) => $(`header a[rel=${rel}]`)?.click();
+  const actions = {
+    ArrowRight: () => go("next"),
+    n: () => go("next"),
+    ArrowLeft: () => go("prev"),
+    p: () => go("prev"),
+    c: () => go("contents"),
+    v: toggleView,
+    u: () => $(".diff") && unfold($(".diff")),
+    "/": () => openSearch(),
+    "?": () => help.showModal(),
+  };
+  addEventListener("keydown", (event) => {
+    const action = actions[event.key];
+    if (!action || event.defaultPrevented || event.repeat) return;
+    if (event.ctrlKey || event.altKey || event.metaKey) return;
+    // Where / and ? stand depends on the keyboard: they may need Shift
+    if (event.shiftKey && event.key !== "?" && event.key !== "/") return;
+    if ($("dialog[open]")) return;
+    const focused = document.activeElement;
+    if (focused.matches("input, textarea, select, [contenteditable]")) return;
+    const scrolls = focused.scrollWidth > focused.clientWidth;
+    if (event.key.startsWith("Arrow") && focused !== document.body && scrolls) return;
+    event.preventDefault();
+    action();
+  });
+}
+
+// -------------------------------------------------------------------------- Progress
+function startProgress() {
+  const seen = recall("seen", []);
+  const page = document.body.dataset.page;
+  const note = $("#progress");
+  for (const link of $$(".dots a, .steps a")) {
+    if (seen.includes(link.getAttribute("href"))) link.classList.add("seen");
+  }
+  if (!note) {
+    // A page counts as read once its end was on the screen
+    new IntersectionObserver((entries) => {
+      if (entries.some((entry) => entry.isIntersecting) && !seen.includes(page)) {
+        seen.push(page);
+        keep("seen", seen);
+      }
+    }).observe($("footer"));
+    return;
+  }
+  const links = $$("[data-step]");
+  const names = links.map((link) => link.getAttribute("href"));
+  const read = names.filter((name) => seen.includes(name)).length;
+  if (!read) return;
+  note.hidden = false;
+  const next = links[names.findLastIndex((name) => seen.includes(name)) + 1];
+  note.append(`You have read ${read} of ${links.length} steps. `);
+  if (next) {
+    note.append("Continue with ", make("a", { href: next.href }, next.textContent), ".");
+    next.closest("details").open = true;
+  }
+}
+
+startDiffs();
+startCopying();
+startTips();
+startSearch();
+startKeys();
+startProgress();

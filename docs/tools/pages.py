@@ -1,29 +1,31 @@
-"""Make web pages of the course: every step with its prose and its diff side by side.
+"""Make web pages of the course: a page for each step, with its prose and its diff.
 
     python docs/tools/pages.py [FOLDER]    writes to out/course if you give no FOLDER
 
-Open index.html there; it needs no server and no network. Keys: right or n for the next
-page, left or p for the previous one, c for the contents. Needs pygments, which comes
-with pytest, and markdown-it-py: pip install markdown-it-py
+Open index.html there; it needs no server and no network. Press ? for the keys. Needs
+pygments, which comes with pytest, and markdown-it-py: pip install markdown-it-py
+
+The other files of the pages are beside this one: diffs.py makes the diffs, course.css
+and course.js are their looks and their behaviour, live.js computes with the models
+whose weights weights.py has written.
 """
 
 import argparse
-import difflib
 import functools
 import html
 import itertools
+import json
 import re
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import steps as course  # steps.py, in this folder
 
 try:
+    import diffs  # diffs.py, in this folder
     from markdown_it import MarkdownIt
-    from pygments import highlight
-    from pygments.formatters import HtmlFormatter
-    from pygments.lexers import PythonLexer, get_lexer_by_name
-    from pygments.token import STANDARD_TYPES
+    from pygments.lexers import get_lexer_by_name
 except ImportError as error:
     sys.exit(f"{error}: pip install pygments markdown-it-py")
 
@@ -31,31 +33,59 @@ TOOLS, DOCS, ROOT = Path(__file__).resolve().parent, course.DOCS, course.ROOT
 CHAPTERS = course.chapters()
 DOCUMENTS = ["bigram", *CHAPTERS]
 DOCUMENTS += ["glossary", "reproduce_gpt2", "compare", "troubleshooting"]
-LIGHT, DARK = (
-    HtmlFormatter(style=s).get_style_defs() for s in ("default", "github-dark")
-)
+COPIED = ["course.css", "course.js", "live.js"]
+COPIED += ["weights_bigram.js", "weights_attention.js"]
+TITLE = "From a bigram to GPT-2"
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<link rel="stylesheet" href="course.css"><script defer src="course.js"></script></head>
-<body><nav>{links}</nav>{body}<nav class="low">{links}</nav></body></html>
+<link rel="icon" href="data:,"><link rel="stylesheet" href="course.css">
+<script defer src="course.js"></script>{scripts}</head>
+<body data-page="{page}"><a class="skip" href="#main">Skip to the text</a>
+<header><nav aria-label="Pages">{links}</nav></header>
+<main id="main">
+{body}
+</main>
+<footer><nav aria-label="Previous and next page">{low}</nav></footer></body></html>
 """
+START = """
+# From a bigram to GPT&#8209;2, one diff at a time
+
+You will build a GPT, and understand every line of it. Five scripts lead there, each
+building on the last: a table of character pairs, attention, a Transformer that learns
+Shakespeare on a laptop in a few minutes, GPT-2, and sparse attention for long texts.
+The lessons are the diffs between them. Each shows what it does to the loss and to what
+the model writes.
+
+```sh
+pip install -r requirements.txt
+python gpt_char.py                      # trains a GPT, then writes
+python gpt_char.py --prompt="ROMEO:"    # only writes
+```
+"""
+
+
+class Page(NamedTuple):
+    """A page before it is HTML."""
+
+    name: str  # of its file
+    title: str
+    path: Path  # the file it is made of
+    text: str  # Markdown
+    step: int = 0  # its number in the chapter; 0: no step
 
 
 # ----------------------------------------------------------------------------- Markdown
 def coloured(text, language, _):
     """A block of code as HTML, coloured where its language is known."""
-    known = language in ("python", "sh", "diff")
-    return (
-        highlight(text, get_lexer_by_name(language), HtmlFormatter(nowrap=True))
-        if known
-        else ""
-    )
+    if language in ("python", "sh", "diff"):
+        return diffs.code(text, get_lexer_by_name(language))
+    return ""
 
 
-MARKDOWN = MarkdownIt("commonmark", {"html": True, "highlight": coloured}).enable(
-    "table"
-)
+MARKDOWN = MarkdownIt("commonmark", {"html": True, "highlight": coloured})
+MARKDOWN.enable("table")
+COMMAND = re.compile(r"(python|pip|torchrun|git|uv) \S")
 
 
 def slug(title):
@@ -65,232 +95,474 @@ def slug(title):
 
 def heading(text):
     """The first heading of a Markdown text."""
-    return re.match(r"#+ (.*)", text)[1].replace("`", "")
+    return re.search(r"^#+ (.*)", text, re.M)[1].replace("`", "")
+
+
+@functools.cache
+def glossary():
+    """{slug of a term: its first sentence}."""
+    found = {}
+    text = course.read(DOCS / "glossary.md")
+    for title, body in re.findall(r"^## (.+)\n\n((?:.+\n)+)", text, re.M):
+        body = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", " ".join(body.split()))
+        body = re.sub(r"[*`]", "", body)
+        found[slug(title)] = re.match(r".*?[.:](?= |$)", body)[0]
+    return found
+
+
+def picture(token, path):
+    """Let an image lead to its copy, and say so if it has no form for the dark."""
+    file = (path.parent / token.attrGet("src")).resolve()
+    token.attrSet("src", f"pictures/{file.name}")
+    if file.exists() and "prefers-color-scheme" not in course.read(file):
+        token.attrSet("class", "bright")
+
+
+def with_narrow_forms(body):
+    """Pictures that have a form for narrow screens, as the browser can choose."""
+
+    def replace(match):
+        image, name = match.group(0, 1)
+        narrow = f"pictures/{name}_narrow.svg"
+        if not (DOCS / narrow).exists():
+            return image
+        source = f'<source media="(max-width: 40rem)" srcset="{narrow}">'
+        return f"<picture>{source}{image}</picture>"
+
+    return re.sub(r'<img src="pictures/(\w+)\.svg"[^>]*>', replace, body)
+
+
+def link_to_page(token, end, path, pages):
+    """Let a link from a Markdown file, up to the token end, lead to its page.
+
+    What has no page, such as the data of a report, stays as words.
+    """
+    file, _, place = token.attrGet("href").partition("#")
+    target = path
+    if file:
+        target = (path.parent / file).resolve()
+    page = pages.get((target, place))
+    if page is None and target.suffix != ".md" and target.exists():
+        token.tag = end.tag = "span"
+        token.attrs = {}
+        return
+    if page is None:
+        sys.exit(f"{path}: no page for {target} {place}")
+    href = page
+    if place:
+        href += f"#{place}"
+    token.attrSet("href", href)
+    if target == DOCS / "glossary.md" and path != target and place in glossary():
+        token.attrSet("class", "term")
+        token.attrSet("data-tip", glossary()[place])
 
 
 def render(text, path, pages):
     """Markdown from a file as HTML. pages, for links: (file, slug or "") -> page."""
-    tokens = MARKDOWN.parse(text)
-    for i, token in enumerate(tokens):
+    text = re.sub(r"<!--.*?-->\n?", "", text, flags=re.S)
+    found = MARKDOWN.parse(text)
+    first = True
+    for i, token in enumerate(found):
         if token.type == "heading_open":
-            token.attrSet("id", slug(heading("# " + tokens[i + 1].content)))
-        for child in token.children or []:
+            title = found[i + 1].content
+            token.attrSet("id", slug(title))
+            if first:  # whatever its level, it is the title of the page
+                token.tag = found[i + 2].tag = "h1"
+            first = False
+        children = token.children or []
+        for k, child in enumerate(children):
             if child.type == "image":
-                picture = Path(child.attrGet("src")).name
-                child.attrSet("src", f"pictures/{picture}")
-            if child.type == "link_open" and not child.attrGet("href").startswith(
-                "http"
-            ):
-                file, _, place = child.attrGet("href").partition("#")
-                file = (path.parent / file).resolve() if file else path
-                page = pages.get((file, place)) or sys.exit(
-                    f"{path}: no page for {file} {place}"
-                )
-                child.attrSet("href", page + f"#{place}" * bool(place))
-    body = MARKDOWN.renderer.render(tokens, MARKDOWN.options, {})
+                picture(child, path)
+            if child.type == "link_open":
+                ends = [other for other in children[k:] if other.type == "link_close"]
+                if not child.attrGet("href").startswith("http"):
+                    link_to_page(child, ends[0], path, pages)
+            if child.type == "code_inline" and COMMAND.match(child.content):
+                child.attrSet("class", "command")
+    body = MARKDOWN.renderer.render(found, MARKDOWN.options, {})
     body = body.replace("<p><em>Measured:", '<p class="measured"><em>Measured:')
-    return f"<main>{body}</main>"
+    body = body.replace("<table>", '<div class="scroll"><table>')
+    body = body.replace("</table>", "</table></div>")
+    for name, model in (("bigram", "bigram"), ("heads", "attention")):
+        image = rf'(<p><img src="pictures/{name}\.svg".*?</p>)'
+        place = f'<div class="live" data-model="{model}"></div>'
+        body = re.sub(image, rf"\1{place}", body)
+    return with_narrow_forms(body)
 
 
-# ------------------------------------------------------------------------- Side by side
+# -------------------------------------------------------------------- What was measured
 @functools.cache
-def python_lines(text):
-    """Every line of a Python file as a list of (class of its colour or "", text)."""
-    lines = [[]]
-    for kind, piece in PythonLexer(stripnl=False).get_tokens(text):
-        name = STANDARD_TYPES.get(kind, "")
-        name = (
-            name if f"\n.{name} " in LIGHT else ""
-        )  # most words have the colour of the text
-        first, *more = piece.split("\n")
-        lines[-1].append((name, first))
-        lines += [[(name, part)] for part in more]
-    return lines
+def measured(chapter):
+    """{file of a step: what docs/bench/steps.py measured}, with the start of a chapter.
+
+    Empty if there is no such report.
+    """
+    path = DOCS / f"bench/steps_{chapter}.json"
+    if not path.exists():
+        return {}
+    report = json.loads(path.read_text(encoding="utf-8"))
+    return report.get("steps", {})
 
 
-def twins(old, new):
-    """Pairs (i, j) of lines that resemble each other, old[i] and new[j]; both rise."""
-    start = 0
-    for i, line in enumerate(old):
-        close = difflib.get_close_matches(
-            line, new[start : start + 20], n=1, cutoff=0.6
-        )
-        if close and line.strip():
-            j = new.index(close[0], start)
-            yield i, j
-            start = j + 1
+def value(row, measure):
+    """The first value of a measure, or None."""
+    values = row.get(measure) or [None]
+    return values[0]
 
 
-def changed(old, new):
-    """The columns in which two lines differ: a set for each."""
-    old, new = (re.findall(r"\w+|\s+|.", line) for line in (old, new))
-    found = set(), set()
-    for kind, *at in difflib.SequenceMatcher(
-        None, old, new, autojunk=False
-    ).get_opcodes():
-        for words, columns, (i, j) in zip((old, new), found, (at[:2], at[2:])):
-            if kind != "equal":
-                columns |= {*range(len("".join(words[:i])), len("".join(words[:j])))}
-    return found
+def before_and_after(label, old, new, digits, unit=""):
+    """A line of a table: a number before and after a step, or nothing."""
+    if old is None or new is None:
+        return ""
+    change = new - old
+    sign = "+" if change > 0 else "−"
+    words = "no change"
+    if round(abs(change), digits) > 0:
+        words = f"{sign}{abs(change):.{digits}f}{unit}"
+    kind = "same"
+    if words != "no change":
+        kind = "worse" if change > 0 else "better"
+    return (
+        f'<tr><th scope="row">{label}</th><td>{old:.{digits}f}{unit}</td>'
+        f'<td>{new:.{digits}f}{unit}</td><td class="{kind}">{words}</td></tr>'
+    )
 
 
-def line(pieces, number, marked=()):
-    """A line of python_lines as HTML, with its number and its marked columns."""
-    out, column = [], 0
-    for name, piece in pieces:
-        letters = enumerate(piece, column)
-        for mark, part in itertools.groupby(
-            letters, lambda letter: letter[0] in marked
-        ):
-            part = html.escape("".join(letter for _, letter in part))
-            part = f"<mark>{part}</mark>" if mark else part
-            out.append(f'<span class="{name}">{part}</span>' if name else part)
-        column += len(piece)
-    return f'<p data-n="{number + 1}">{"".join(out)}</p>'
+def sparkline(chapter, here):
+    """The losses after all steps, a line for each chapter, with one step marked."""
+    chapters = [name for name in CHAPTERS if name not in course.BRANCHES]
+    if chapter not in chapters:
+        chapters = [chapter]
+    rows = {name: measured(name) for name in chapters if measured(name)}
+    count = sum(len(steps) for steps in rows.values())
+    losses = []
+    for steps in rows.values():
+        found = [value(row, "val loss") for row in steps.values()]
+        losses += [loss for loss in found if loss is not None]
+    top = max(losses)
+    bottom = min(losses)
+    lines = []
+    names = []
+    x = 0
+    for name, steps in rows.items():
+        points = []
+        for step, row in steps.items():
+            x += 1
+            loss = value(row, "val loss")
+            if loss is None:
+                continue
+            left = 100 * (x - 0.5) / count
+            down = 10 + 80 * (top - loss) / (top - bottom)
+            points.append(f"{left:.2f},{down:.1f}")
+            if (name, step) == (chapter, here):
+                dot = f'<span style="left:{left:.2f}%;top:{down:.1f}%"></span>'
+        kind = "this" if name == chapter else "other"
+        lines.append(f'<polyline class="{kind}" points="{" ".join(points)}"/>')
+        label = name_of_chapter(DOCS / f"{name}.md")
+        names.append(f'<span style="flex:{len(steps)}">{label}</span>')
+    return (
+        '<div class="spark"><svg viewBox="0 0 100 100" preserveAspectRatio="none" '
+        'role="img" aria-label="A line that shows the loss after every step, with a '
+        f'dot at this one">{"".join(lines)}</svg>{dot}</div>'
+        f'<div class="names" aria-hidden="true">{"".join(names)}</div>'
+        '<p class="note">The val loss after every step, from '
+        f"{bottom:.2f} to {top:.2f}; the dot is this step. Chapters train for "
+        "different numbers of steps.</p>"
+    )
 
 
-def side_by_side(old, new):
-    """Two Python texts next to each other, as HTML. Long equal parts are folded."""
-    old_lines, new_lines = python_lines(old), python_lines(new)
-    a, b, out = old.splitlines(), new.splitlines(), []
-
-    def row(i, i2, j, j2, kinds=("same", "same"), marks=((), ())):
-        rows = max(i2 - i, j2 - j)
-        left = [line(old_lines[k], k, marks[0]) for k in range(i, i2)]
-        right = [line(new_lines[k], k, marks[1]) for k in range(j, j2)]
-        sides = (
-            "".join(lines + ["<p></p>"] * (rows - len(lines)))
-            for lines in (left, right)
-        )
-        sides = [
-            f'<div class="{kind}">{text}</div>' for kind, text in zip(kinds, sides)
-        ]
-        out.append(f'<div class="row">{"".join(sides)}</div>' if rows else "")
-
-    for kind, i, i2, j, j2 in difflib.SequenceMatcher(
-        None, a, b, autojunk=False
-    ).get_opcodes():
-        if kind != "equal":
-            both = ("old", "new")
-            for x, y in [(i + x, j + y) for x, y in twins(a[i:i2], b[j:j2])]:
-                row(i, x, j, y, both)
-                row(x, x + 1, y, y + 1, both, changed(a[x], b[y]))
-                i, j = x + 1, y + 1
-            row(i, i2, j, j2, both)
-        elif i2 - i < 12:
-            row(i, i2, j, j2)
-        else:  # 4 lines stay after what is before it, and 4 before what follows
-            head, tail = 4 * (i > 0), 4 * (i2 < len(a))
-            row(i, i + head, j, j + head)
-            folded = "".join(line(new_lines[k], k) for k in range(j + head, j2 - tail))
-            out.append(
-                f"<details><summary>{j2 - j - head - tail} equal lines</summary>"
-            )
-            out.append(
-                f'<div class="row"><div class="same">{folded}</div></div></details>'
-            )
-            row(i2 - tail, i2, j2 - tail, j2)
-    return f'<div class="diff">{"".join(out)}</div>'
+def effect(chapter, name):
+    """What a step did: loss, time and sample before and after, or nothing."""
+    rows = measured(chapter)
+    order = list(rows)
+    if name not in rows or order.index(name) == 0:
+        return ""
+    new = rows[name]
+    earlier = [rows[key] for key in order[: order.index(name)]]
+    known = [row for row in earlier if value(row, "val loss") is not None]
+    if value(new, "val loss") is None or not known:
+        return ""
+    old = known[-1]
+    lines = before_and_after(
+        "val loss", value(old, "val loss"), value(new, "val loss"), 3
+    )
+    lines += before_and_after(
+        "time of a step", value(old, "ms per step"), value(new, "ms per step"), 1, " ms"
+    )
+    samples = ""
+    if old.get("sample") and new.get("sample"):
+        for words, row in (("It wrote before", old), ("It writes now", new)):
+            sample = html.escape(row["sample"].strip())
+            samples += f"<figure><figcaption>{words}</figcaption>"
+            samples += f'<pre class="sample">{sample}</pre></figure>'
+    return (
+        '<section class="effect" aria-labelledby="effect">'
+        '<h2 id="effect">What this step did</h2>'
+        '<div class="scroll"><table><thead><tr><td></td><th scope="col">before</th>'
+        '<th scope="col">after</th><th scope="col">change</th></tr></thead>'
+        f"<tbody>{lines}</tbody></table></div>{sparkline(chapter, name)}"
+        f'<div class="samples">{samples}</div></section>'
+    )
 
 
 # -------------------------------------------------------------------------------- Pages
 def split(path):
-    """The pages of a document: [(title, Markdown)]. A chapter has one for each step."""
+    """The pages of a document: [(number of the step or 0, title, Markdown)].
+
+    A chapter has a page for each step. The heading of a part goes to its first step.
+    """
     text = course.read(path)
     if path.stem not in CHAPTERS or path.parent != DOCS:
-        return [(heading(text), text)]
-    pieces = re.split(r"^(?=## \d)", text, flags=re.M)
+        return [(0, heading(text), text)]
+    pieces = re.split(r"^(?=## (?:\d|Part ))", text, flags=re.M)
     last, *end = re.split(r"^(?=## (?!\d))", pieces.pop(), maxsplit=1, flags=re.M)
-    found = [(heading(piece), piece) for piece in [*pieces, last]]
+    found = []
+    part = ""
+    for piece in [*pieces, last]:
+        if piece.startswith("## Part "):
+            part = re.sub(r"^## (.*)", "**\\1**", piece)
+            continue
+        title = heading(piece)
+        if part:
+            first, rest = piece.split("\n", 1)
+            piece = f"{first}\n\n{part}\n{rest}"
+            part = ""
+        found.append((len(found), title, piece))
     if end:
-        found.append((f"After {path.stem}.py", end[0]))
+        title = f"After {path.stem}.py"
+        found.append((0, title, f"# {title}\n\n{end[0]}"))
     return found
 
 
-def contents(parts):
-    """The page with links to all pages."""
-    out = ["<main><h1>From a bigram to GPT-2, one diff at a time</h1>"]
-    out.append(
-        '<img src="pictures/curves.svg" alt="Loss of the five scripts against time">'
+def name_of_chapter(path):
+    """Chapter 2, Branch chat.py, or nothing."""
+    if path.parent != DOCS:
+        return ""
+    if path.stem in course.LADDER:
+        return f"Chapter {course.LADDER.index(path.stem) + 1}"
+    if path.stem in course.BRANCHES:
+        return f"Branch {path.stem}.py"
+    return ""
+
+
+def kicker(page, pages):
+    """Above the title: the chapter, which step of how many, and links to all."""
+    chapter = name_of_chapter(page.path)
+    siblings = [other for other in pages if other.path == page.path]
+    if not chapter or len(siblings) == 1:
+        return f'<p class="kicker">{chapter}</p>' if chapter else ""
+    count = max(other.step for other in siblings)
+    words = chapter
+    if page.step:
+        words += f", step {page.step} of {count}"
+    items = []
+    for other in siblings:
+        label = str(other.step or ("Start" if other == siblings[0] else "End"))
+        here = ' aria-current="page"' if other == page else ""
+        title = html.escape(other.title)
+        items.append(
+            f'<li><a href="{other.name}" title="{title}"{here}>{label}</a></li>'
+        )
+    return (
+        f'<p class="kicker">{words}</p><nav class="dots" '
+        f'aria-label="Steps of this chapter"><ol>{"".join(items)}</ol></nav>'
     )
 
-    def chapter(part):
-        path = part[2]
-        return path if path.parent == DOCS else None
+
+def ladder(pages):
+    """The scripts as the README's table has them, as a list of cards."""
+    text = course.read(ROOT / "README.md")
+    out = []
+    number = 0
+    for row in re.findall(r"^\| \[.*", text, re.M):
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        script, adds, _, loss, time, wrote = cells
+        script = re.match(r"\[(.*?)\]", script)[1]
+        chapter = pages[DOCS / f"{Path(script).stem}.md", ""]
+        if not loss:
+            continue
+        number += 1
+        share = min(1, max(0, (4.17 - float(loss)) / (4.17 - 1.3)))
+        out.append(
+            f'<li><a href="{chapter}"><b>{number}. {script}</b></a>'
+            f'<span class="adds">+ {html.escape(adds)}</span>'
+            f'<span class="loss">val loss <b>{loss}</b>'
+            f'<span class="bar" style="--share:{share:.2f}"></span></span>'
+            f'<span class="time">{time}</span>'
+            f"<q>{html.escape(wrote.strip('`'))}</q></li>"
+        )
+    return f'<ol class="ladder">{"".join(out)}</ol>'
+
+
+def contents(parts, pages):
+    """The body of the start page."""
+    out = [render(START, ROOT / "README.md", pages)]
+    out.append('<p id="progress" hidden></p>')
+    out.append("<h2>The ladder</h2>")
+    out.append(ladder(pages))
+    out.append(
+        '<p><img src="pictures/curves.svg" alt="The validation loss of the five '
+        'scripts against the seconds of training: it falls from 4.17 to 1.45"></p>'
+    )
+    out.append("<h2>Try the first model</h2>")
+    out.append(
+        "<p>This is <code>bigram.py</code> after its training, in your browser. It "
+        'sees one character.</p><div class="live" data-model="bigram"></div>'
+        "<noscript><p>It needs JavaScript.</p></noscript>"
+    )
+    out.append("<h2>Chapters</h2>")
+
+    def chapter(page):
+        return page.path if page.path.parent == DOCS else None
 
     for path, group in itertools.groupby(parts, chapter):
+        first, *rest = group
+        title = first.title
+        items = rest
+        if path is None:
+            title = "Scripts and reports"
+            items = [first, *rest]
+        if not items:
+            name = name_of_chapter(path)
+            words = f"<b>{name}</b> {html.escape(title)}"
+            kind = "single boxed" if name else "single"
+            out.append(f'<p class="{kind}"><a href="{first.name}">{words}</a></p>')
+            continue
+        name = name_of_chapter(path) if path else ""
+        summary = f"<b>{name}</b> {html.escape(title)}"
         links = []
-        for page, title, *_ in group:
-            links.append(f'<a href="{page}">{html.escape(title)}</a>')
-        title = "Scripts and reports"
         if path:
-            title = links.pop(0)
-        out.append(f"<h3>{title}</h3>")
-        if links:
-            items = "".join(f"<li>{link}</li>" for link in links)
-            out.append(f"<ul>{items}</ul>")
-    return "".join(out) + "</main>"
+            links.append(f'<li><a href="{first.name}">Introduction</a></li>')
+        for page in items:
+            mark = " data-step" if page.step else ""
+            text = html.escape(page.title)
+            links.append(f'<li><a href="{page.name}"{mark}>{text}</a></li>')
+        out.append(
+            f"<details><summary>{summary}</summary>"
+            f'<ul class="steps">{"".join(links)}</ul></details>'
+        )
+    return "\n".join(out)
+
+
+def search_index(parts):
+    """The sections of the prose and of the glossary, as a script for course.js."""
+    found = []
+    for page in parts:
+        if page.path.parent != DOCS:
+            continue
+        text = re.sub(r"<!--.*?-->", "", page.text, flags=re.S)
+        text = re.sub(r"^```diff\n.*?^```\n", "", text, flags=re.M | re.S)
+        for section in re.split(r"^(?=#+ )", text, flags=re.M):
+            if not section.strip():
+                continue
+            title, _, body = section.partition("\n")
+            title = title.lstrip("# ").replace("`", "")
+            body = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", body)
+            body = re.sub(r"```\w*|[`*_]|</?\w+>", "", body)
+            found.append(
+                {
+                    "title": title,
+                    "page": f"{page.name}#{slug(title)}",
+                    "where": name_of_chapter(page.path) or heading(page.text),
+                    "text": " ".join(body.split()),
+                }
+            )
+    return f"var course_index = {json.dumps(found)};\n"
+
+
+def documents():
+    """All pages but the first, and where links lead: (file, slug or "") -> page."""
+    parts = []
+    pages = {(DOCS / "bench", ""): "index.html", (ROOT / "README.md", ""): "index.html"}
+    files = [DOCS / f"{name}.md" for name in DOCUMENTS]
+    for path in files + sorted(DOCS.glob("bench/*.md")):
+        for number, (step, title, text) in enumerate(split(path)):
+            name = path.stem
+            if number > 0:
+                name += f"_{number}"
+            if path.parent != DOCS:
+                name += "_report"
+            parts.append(Page(f"{name}.html", title, path, text, step))
+            for place in ["", *map(slug, re.findall(r"^#+ (.*)", text, re.M))]:
+                pages.setdefault((path, place), f"{name}.html")
+    for path in sorted(ROOT.glob("*.py")) + sorted(ROOT.glob("beyond/*.py")):
+        pages[path, ""] = f"{path.name}.html"
+        code = f"# {path.name}\n\n```python\n{course.read(path)}```\n"
+        parts.append(Page(f"{path.name}.html", path.name, path, code))
+    return parts, pages
+
+
+def link(rel, page, words):
+    """A link to a page, or an empty place."""
+    if page is None:
+        return "<span></span>"
+    return f'<a rel="{rel}" href="{page.name}">{words}</a>'
 
 
 def build(folder):
     """Write all pages, or none; returns how many."""
-    (folder / "pictures").mkdir(parents=True, exist_ok=True)
     texts = course.steps(course.read(ROOT / "bigram.py"))
     parents = course.parents(texts)
-    diffs = (side_by_side(texts[parents[name]], texts[name]) for name in parents)
-    parts = []
-    pages = {(DOCS / "bench", ""): "index.html", (ROOT / "README.md", ""): "index.html"}
-    documents = [DOCS / f"{name}.md" for name in DOCUMENTS]
-    for path in documents + sorted(DOCS.glob("bench/*.md")):
-        for number, (title, text) in enumerate(split(path)):
-            page = path.stem
-            if number > 0:
-                page += f"_{number}"
-            if path.parent != DOCS:
-                page += "_report"
-            parts.append((f"{page}.html", title, path, text))
-            for place in ["", *map(slug, re.findall(r"^#+ (.*)", text, re.M))]:
-                pages.setdefault((path, place), f"{page}.html")
-    values = sorted(DOCS.glob("bench/*.json"))  # reports link to them
-    for path in values:
-        pages[path, ""] = path.name
-    for path in sorted(ROOT.glob("*.py")) + sorted(ROOT.glob("beyond/*.py")):
-        pages[path, ""] = f"{path.name}.html"
-        code = f"# {path.name}\n\n```python\n{course.read(path)}```\n"
-        parts.append((f"{path.name}.html", path.name, path, code))
-
-    files = {}
-    first = ("index.html", "Contents", DOCS, "")
+    following = iter(parents.items())
+    parts, pages = documents()
+    first = Page("index.html", "Contents", DOCS, "")
     order = [None, first, *parts, None]
-    for before, part, after in zip(order, order[1:], order[2:]):
-        page, title, path, text = part
-        links = (
-            link("prev", before, "← ") + link("contents", first) + link("next", after)
+    files = {}
+    for before, page, after in zip(order, order[1:], order[2:]):
+        body = kicker(page, parts)
+        if page is first:
+            body = contents(parts, pages)
+        prose = re.split(r"^```diff\n(?:.*\n)*?```\n", page.text, flags=re.M)
+        for n, piece in enumerate(prose):
+            if n > 0:
+                name, parent = next(following)
+                body += effect(page.path.stem, Path(name).stem)
+                body += diffs.diff(texts[parent], texts[name], parent, name)
+            if piece.strip() and n == 0:
+                body += render(piece, page.path, pages)
+            elif piece.strip():
+                body += render_rest(piece, page.path, pages)
+        scripts = ""
+        if 'class="live"' in body:
+            names = ("weights_bigram", "weights_attention", "live")
+            scripts = "".join(f'<script defer src="{n}.js"></script>' for n in names)
+        title = page.title if page is not first else TITLE
+        files[folder / page.name] = PAGE.format(
+            title=html.escape(title),
+            scripts=scripts,
+            page=page.name,
+            links=top_links(before, first, after),
+            low=low_links(before, after),
+            body=body,
         )
-        prose, *rest = re.split(r"^```diff\n(?:.*\n)*?```\n", text, flags=re.M)
-        body = render(prose, path, pages) if text else contents(parts)
-        for piece in rest:
-            body += next(diffs) + render(piece, path, pages)
-        title = html.escape(title)
-        files[folder / page] = PAGE.format(title=title, links=links, body=body)
-    for path in values:
-        files[folder / path.name] = course.read(path)
     for path in DOCS.glob("pictures/*.svg"):
         files[folder / "pictures" / path.name] = course.read(path)
-    files[folder / "course.js"] = course.read(TOOLS / "course.js")
-    dark = f"@media (prefers-color-scheme: dark) {{\n{DARK}\n}}\n"
-    style = course.read(TOOLS / "course.css") + LIGHT + "\n" + dark
-    files[folder / "course.css"] = style
+    files[folder / "search.js"] = search_index(parts)
+    for name in COPIED:
+        files[folder / name] = course.read(TOOLS / name)
     course.write(files)
     return len(parts) + 1
 
 
-def link(rel, part, arrow=""):
-    """A link to the page of a part, or an empty place."""
-    if part is None:
-        return "<span></span>"
-    page, title, *_ = part
-    return f'<a rel="{rel}" href="{page}">{arrow}{html.escape(title)}</a>'
+def render_rest(text, path, pages):
+    """What follows a diff: its headings are not titles of the page."""
+    body = render(f"# title\n\n{text}", path, pages)
+    return re.sub(r"<h1.*?</h1>\n", "", body, count=1)
+
+
+def top_links(before, first, after):
+    arrows = link("prev", before, "← Back"), link("next", after, "Next →")
+    words = f'<span class="wide">{TITLE}</span><span class="narrow">Contents</span>'
+    contents = link("contents", first, words)
+    return f"{arrows[0]}<span>{contents}</span>{arrows[1]}"
+
+
+def low_links(before, after):
+    out = []
+    for rel, page, words in (("prev", before, "Back"), ("next", after, "Next")):
+        title = html.escape(page.title) if page else ""
+        out.append(link(rel, page, f"<span>{words}</span> {title}"))
+    return "".join(out)
 
 
 def main():

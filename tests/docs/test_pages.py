@@ -1,6 +1,8 @@
 """The web pages of docs/tools/pages.py: complete, linked, sound in a browser."""
 
+import base64
 import html
+import json
 import os
 import re
 import runpy
@@ -9,7 +11,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "docs/tools/pages.py"
@@ -93,55 +97,173 @@ def test_links_lead_somewhere_and_nothing_is_from_elsewhere(pages):
     )
 
 
+def lines_of(page):
+    """[(class, number, text, by how much folded lines moved or None)] of a diff."""
+    found = []
+    shift = None
+    pattern = r'data-shift="(-?\d+)"|(</details>)|'
+    pattern += r'<p class="(\w)" data-n="(\d+)"[^>]*>(.*?)</p>'
+    for moved, end, kind, number, code in re.findall(pattern, page):
+        if moved:
+            shift = int(moved)
+        elif end:
+            shift = None
+        else:
+            found.append((kind, int(number), text(code), shift))
+    return found
+
+
+def diff_in(page):
+    """The part of a page that holds the lines of its diff, or None."""
+    parts = page.split('<div class="lines">')
+    assert len(parts) < 3
+    return parts[1].split("</section>")[0] if len(parts) == 2 else None
+
+
 def test_every_step_is_shown_in_full(pages, pairs):
     """Both columns, with the lines that are folded, are the two files to the letter."""
     shown = []
     for name in in_order(pages):
-        if '<div class="diff">' in (pages / name).read_text("utf-8"):
-            shown.append(name)
+        diff = diff_in((pages / name).read_text("utf-8"))
+        if diff:
+            shown.append((name, diff))
     assert len(shown) == len(pairs)
-    for name, (old, new) in zip(shown, pairs):
-        diff = (
-            (pages / name)
-            .read_text("utf-8")
-            .split('<div class="diff">')[1]
-            .split("<main>")[0]
-        )
+    for (name, diff), (old, new) in zip(shown, pairs):
         left, right = {}, {}
-        for row in diff.split('<div class="row">')[1:]:
-            sides = re.findall(r'<div class="(\w+)">(.*?)</div>', row, re.S)
-            columns = (
-                (left, right) if len(sides) == 2 else (right,)
-            )  # what is folded is there once
-            found = []
-            for column, (_, lines) in zip(columns, sides):
-                lines = re.findall(r'<p data-n="(\d+)">(.*?)</p>', lines, re.S)
-                found.append({int(number): text(line) for number, line in lines})
-                assert not column.keys() & found[-1].keys(), "a line is there twice"
-                column |= found[-1]
-            if sides[0][0] == "same":
-                assert [*found[0].values()] == [*found[-1].values()]
-        assert "\n".join(right[n] for n in sorted(right)) + "\n" == new, name
-        lines = old.splitlines()
-        assert all(lines[number - 1] == line for number, line in left.items()), name
-        gone = sum(
-            len(re.findall("<p data", d))
-            for d in re.findall('"old">.*?</div>', diff, re.S)
-        )
-        come = sum(
-            len(re.findall("<p data", d))
-            for d in re.findall('"new">.*?</div>', diff, re.S)
-        )
-        assert len(lines) - gone == len(new.splitlines()) - come, name
+        for kind, number, line, shift in lines_of(diff):
+            columns = []
+            if kind in "al":
+                columns.append((left, number))
+            if kind in "br":
+                columns.append((right, number))
+            if shift is not None:
+                columns.append((left, number - shift))
+            for column, at in columns:
+                assert at not in column, f"{name}: line {at} is there twice"
+                column[at] = line
+        for column, file in ((left, old), (right, new)):
+            lines = [column[number] for number in sorted(column)]
+            assert "\n".join(lines) + "\n" == file, name
+            assert sorted(column) == list(range(1, len(lines) + 1)), name
+        # What is marked as equal is so, and what is marked as changed is in one only
+        equal = [line for kind, _, line, _ in lines_of(diff) if kind == "l"]
+        folded = {at for _, at, _, shift in lines_of(diff) if shift is not None}
+        both = [(k, n, line) for k, n, line, _ in lines_of(diff) if n not in folded]
+        assert equal == [line for kind, _, line in both if kind == "r"], name
 
 
 def test_prose_measure_and_changed_words(pages):
     page = (pages / "v2_attention_5.html").read_text(encoding="utf-8")
     assert "each position gets three vectors instead of one" in text(page)
     assert re.search('<p class="measured"><em>Measured:</em> .*[0-9]', page)
-    marked = [html.unescape(word) for word in re.findall("<mark>(.*?)</mark>", page)]
+    marked = [text(word) for word in re.findall("<mark>(.*?)</mark>", page)]
     assert {"q", "k"} <= set(marked), "x @ x.transpose becomes q @ k.transpose"
     assert "class" not in marked, "a word that did not change"
+
+
+@pytest.fixture(scope="module")
+def diffs():
+    sys.path.insert(0, str(BUILD.parent))
+    try:
+        import diffs
+    finally:
+        sys.path.remove(str(BUILD.parent))
+    return diffs
+
+
+def test_pairs_do_not_depend_on_the_indentation(diffs):
+    old = ["for n in range(9):", "x = model(n)"]
+    new = ["with torch.no_grad():", "    for n in range(9):", "        x = model(n)"]
+    assert list(diffs.twins(old, new)) == [(0, 1), (1, 2)]
+
+
+def test_the_bar_above_lines_names_where_they_are(diffs):
+    source = """import a
+# ------------------- Model
+class A(nn.Module):
+    x = 1
+
+    def f(self):
+        return 1
+
+
+y = 2
+# ------------------- Training
+z = 3
+"""
+    places = diffs.places(source)
+    assert places[0] == "start of the file"
+    assert places[3] == "class A"
+    assert places[6] == "class A · def f"
+    assert places[9] == "Model"
+    assert places[11] == "Training"
+
+
+def test_a_step_says_where_it_stands_and_what_it_did(pages):
+    page = (pages / "v2_attention_3.html").read_text(encoding="utf-8")
+    assert "Chapter 2, step 3 of" in text(page)
+    report = json.loads((ROOT / "docs/bench/steps_v2_attention.json").read_text())
+    rows = list(report["steps"].values())
+    before, after = rows[2], rows[3]
+    effect = text(page.split('class="effect"')[1].split("</section>")[0])
+    for row in (before, after):
+        assert f"{row['val loss'][0]:.3f}" in effect
+        assert f"{row['ms per step'][0]:.1f} ms" in effect
+        assert row["sample"].strip() in effect
+
+
+def test_the_start_page_has_the_ladder_and_leads_to_every_page(pages):
+    page = (pages / "index.html").read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| \[(\w+\.py)\].*?\| ([\d.]+) \|.*`(.*)` \|$", readme, re.M)
+    assert len(rows) == 5
+    for script, loss, wrote in rows:
+        assert script in page and loss in page
+        assert wrote in text(page)
+    found = set(re.findall(r'href="([^"#]+\.html)"', page))
+    assert found == {path.name for path in pages.glob("*.html")} - {"index.html"}
+
+
+def test_one_title_and_one_main_and_navigation_has_names(pages):
+    for path in pages.glob("*.html"):
+        page = path.read_text(encoding="utf-8")
+        assert page.count("<h1") == 1, path.name
+        assert page.count("<main") == 1, path.name
+        labels = re.findall(r"<nav[^>]*?>", page)
+        names = [re.search('aria-label="(.+?)"', label)[1] for label in labels]
+        assert len(set(names)) == len(names) >= 2, path.name
+        assert all('alt="' in image for image in re.findall("<img[^>]*>", page))
+
+
+def luminance(colour):
+    """How bright a colour like #a0b1c2 is, by the WCAG's definition."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = []
+    for part in parts:
+        if part <= 0.04045:
+            linear.append(part / 12.92)
+        else:
+            linear.append(((part + 0.055) / 1.055) ** 2.4)
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_contrast_of_the_colours():
+    css = (ROOT / "docs/tools/course.css").read_text()
+    light, dark = re.findall(r":root \{(.*?)\}", css, re.S)[:2]
+    for block in (light, dark):
+        colours = dict(re.findall(r"--(\w+): (#\w{6})", block))
+        code = ["ink", "c", "s", "m", "k", "n", "f"]
+        pairs = [(name, below) for name in code for below in ("paper", "box")]
+        for below in ("old", "new", "oldword", "newword"):
+            pairs += [(name, below) for name in code]
+        pairs += [("soft", "paper"), ("soft", "box"), ("soft", "old"), ("soft", "new")]
+        pairs += [("worse", "old"), ("better", "new"), ("worse", "box")]
+        pairs += [("better", "box"), ("link", "paper"), ("link", "box")]
+        pairs += [("paper", "accent"), ("better", "paper"), ("worse", "paper")]
+        for name, below in pairs:
+            bright = sorted([luminance(colours[name]), luminance(colours[below])])
+            contrast = (bright[1] + 0.05) / (bright[0] + 0.05)
+            assert contrast >= 4.5, f"{name} on {below}: {contrast:.2f}"
 
 
 @pytest.mark.parametrize("below", ["", "/folder"])
@@ -195,51 +317,392 @@ runpy.run_path({str(BUILD)!r}, run_name="__main__")
     assert list(folder.iterdir()) == []
 
 
-@pytest.mark.long
-@pytest.mark.skipif(not CHROMIUM, reason="needs Chromium: apt-get install chromium")
-def test_in_a_browser(pages):
-    """Every page at two widths: no error, no scrolling sideways; keys; pictures."""
+# -------------------------------------------------------------------------- In Chromium
+WIDTHS = (390, 820, 1024, 1280, 1440)
+IN_CHROMIUM = [
+    pytest.mark.long,
+    pytest.mark.skipif(not CHROMIUM, reason="needs Chromium: apt-get install chromium"),
+]
+
+
+def in_chromium(test):
+    for mark in IN_CHROMIUM:
+        test = mark(test)
+    return test
+
+
+@pytest.fixture(scope="module")
+def browser():
     sync_api = pytest.importorskip(
         "playwright.sync_api", reason="pip install playwright"
     )
-    pictures = ROOT / "out/screenshots"
-    pictures.mkdir(parents=True, exist_ok=True)
-    names, problems = in_order(pages), []
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox"]
-        )
-        for width, scheme in ((1400, "light"), (390, "dark")):
-            page = browser.new_page(
-                viewport={"width": width, "height": 900}, color_scheme=scheme
-            )
-            page.on("console", lambda message: problems.append(message.text))
-            page.on("pageerror", lambda error: problems.append(str(error)))
-            page.on("requestfailed", lambda request: problems.append(request.url))
-            page.goto((pages / "index.html").as_uri())
-            for key, order in (("ArrowRight", names), ("p", names[::-1])):
-                for name, after in zip(order, [*order[1:], order[-1]]):
-                    assert page.url.endswith(f"/{name}")
-                    if key == "ArrowRight":
-                        inside = "document.documentElement.scrollWidth <= innerWidth"
-                        assert page.evaluate(inside), f"{name} is wider than {width}"
-                        seen = page.evaluate(
-                            "getComputedStyle(document.body).backgroundColor"
-                        )
-                        assert (
-                            seen
-                            == {
-                                "light": "rgb(255, 255, 255)",
-                                "dark": "rgb(20, 24, 29)",
-                            }[scheme]
-                        )
-                        page.screenshot(
-                            path=pictures / f"{name}.{width}.png", full_page=True
-                        )
-                    page.keyboard.press(key)
-                    page.wait_for_url(f"**/{after}")
-            page.goto((pages / names[5]).as_uri())
-            page.keyboard.press("c")
-            page.wait_for_url("**/index.html")
+        chromium = playwright.chromium
+        browser = chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
         browser.close()
+
+
+@pytest.fixture
+def visit(browser, pages):
+    """visit(name, width=1440, ...): a page in a window. No error may occur in it."""
+    problems = []
+    contexts = []
+
+    def visit(name, width=1440, scheme="light", **options):
+        size = {"width": width, "height": 900}
+        context = browser.new_context(viewport=size, color_scheme=scheme, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: problems.append(message.text))
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("requestfailed", lambda request: problems.append(request.url))
+        page.goto((pages / name).as_uri())
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
     assert problems == []
+
+
+@in_chromium
+def test_every_page_at_every_width(visit, pages):
+    """No error, no scrolling sideways; the keys lead through all pages and back."""
+    names = in_order(pages)
+    page = visit("index.html")
+    for name, after in zip(names, [*names[1:], names[-1]]):
+        assert page.url.endswith(f"/{name}")
+        for width in WIDTHS:
+            page.set_viewport_size({"width": width, "height": 900})
+            inside = "document.documentElement.scrollWidth <= innerWidth"
+            assert page.evaluate(inside), f"{name} is wider than {width}"
+        page.keyboard.press("ArrowRight")
+        page.wait_for_url(f"**/{after}")
+    for name in names[-2::-1]:
+        page.keyboard.press("p")
+        page.wait_for_url(f"**/{name}")
+
+
+LAYOUT = """() => {
+    const first = document.querySelector(".hunk p.r");
+    const style = getComputedStyle(first);
+    const context = document.createElement("canvas").getContext("2d");
+    context.font = style.font;
+    const lefts = [...document.querySelectorAll(".hunk p")].map(p => p.offsetWidth);
+    return {
+        size: parseFloat(style.fontSize),
+        side: getComputedStyle(document.querySelector(".hunk")).display === "grid",
+        column: first.clientWidth / context.measureText("0").width,
+        sizes: [...document.querySelectorAll("main *")]
+            .filter(e => e.offsetParent && e.textContent.trim())
+            .map(e => parseFloat(getComputedStyle(e).fontSize)),
+    };
+}"""
+
+
+@in_chromium
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_diff_is_readable(visit, width, scheme):
+    """Side by side only with 88 characters of at least 12 px in both columns."""
+    page = visit("v2_attention_5.html", width, scheme)
+    layout = page.evaluate(LAYOUT)
+    assert layout["size"] >= 12 and min(layout["sizes"]) >= 11
+    room = layout["column"] >= 88 + 7  # with the number and the sign
+    assert not layout["side"] or room
+    assert layout["side"] == (width >= 1440)
+    signs = page.evaluate(
+        "['.a', '.b'].map(kind => getComputedStyle("
+        "document.querySelector(`.lines ${kind}`), '::before').content)"
+    )
+    assert "−" in signs[0] and "+" in signs[1]
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    expected = {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 24, 29)"}
+    assert background == expected[scheme]
+
+
+@in_chromium
+def test_toggle_and_unfold(visit, pages):
+    page = visit("v2_attention_5.html", 1280)
+    assert not page.evaluate(LAYOUT)["side"]
+    page.click("text=Side by side")
+    assert page.evaluate(LAYOUT)["side"]
+    page.reload()
+    assert page.evaluate(LAYOUT)["side"], "it is kept"
+    page.click(".tools >> text=Unified")
+    assert not page.evaluate(LAYOUT)["side"]
+    page.keyboard.press("v")
+    assert page.evaluate(LAYOUT)["side"]
+    page.click("text=Unfold all")
+    assert page.locator(".lines details:not([open])").count() == 0
+    column = "names => [...document.querySelectorAll(`.hunk :is(${names})`)]"
+    column += ".map(p => [Number(p.dataset.n), p.textContent])"
+    for names in (".a, .l", ".b, .r"):  # unfolded, the left column is complete, too
+        numbers = [number for number, _ in page.evaluate(column, names)]
+        assert sorted(numbers) == list(range(1, len(numbers) + 1))
+    page.click("text=Fold again")
+    assert page.locator(".lines details[open]").count() == 0
+
+
+def drag(page, start, end):
+    """Select with the mouse from the start of one line to the end of another."""
+    page.locator(start).evaluate("line => line.scrollIntoView()")
+    first = page.locator(start).bounding_box()
+    last = page.locator(end).bounding_box()
+    width = "s => getComputedStyle(document.querySelector(s), '::before').width"
+    gutter = float(page.evaluate(width, start).removesuffix("px"))
+    page.mouse.move(first["x"] + gutter + 3, first["y"] + 8)
+    page.mouse.down()
+    page.mouse.move(last["x"] + last["width"] - 3, last["y"] + 8, steps=8)
+    page.mouse.up()
+
+
+COPIED = """addEventListener("copy", (event) => {
+    window.copied = event.clipboardData.getData("text");
+})"""
+
+
+@in_chromium
+def test_a_selection_takes_one_column_only(visit, pairs):
+    """Step 5 of chapter 2: lines 85 to 94 of the old file, 85 to 101 of the new."""
+    old, new = (file.splitlines() for file in pairs[4])
+    page = visit("v2_attention_5.html", 1440)
+    page.evaluate(COPIED)
+    drag(page, '.a[data-n="85"]', '.a[data-n="94"]')
+    page.keyboard.press("Control+c")
+    assert page.evaluate("copied").split("\n") == old[84:94]
+    drag(page, '.b[data-n="85"]', '.b[data-n="101"]')
+    page.keyboard.press("Control+c")
+    assert page.evaluate("copied").split("\n") == new[84:101]
+    page.keyboard.press("v")  # unified: what is copied is one of the files, too
+    drag(page, '.b[data-n="85"]', '.b[data-n="101"]')
+    page.keyboard.press("Control+c")
+    assert page.evaluate("copied").split("\n") == new[84:101]
+    drag(page, '.a[data-n="85"]', '.a[data-n="94"]')
+    page.keyboard.press("Control+c")
+    assert page.evaluate("copied").split("\n") == old[84:94]
+
+
+@in_chromium
+def test_commands_have_a_button_that_copies(visit):
+    page = visit("index.html")
+    page.evaluate("navigator.clipboard.writeText = async (text) => { copied = text }")
+    page.click("pre .copy")
+    commands = page.evaluate("copied").split("\n")
+    assert commands[0] == "pip install -r requirements.txt"
+    assert commands[1:] == [
+        "python gpt_char.py",
+        'python gpt_char.py --prompt="ROMEO:"',
+    ]
+    page = visit("v2_attention_5.html")
+    page.evaluate("navigator.clipboard.writeText = async (text) => { copied = text }")
+    page.locator("p > .copy").first.click()
+    script = "python out/steps/v2_attention/05_query_key_value.py"
+    assert page.evaluate("copied") == script
+
+
+@in_chromium
+def test_keys(visit):
+    page = visit("v2_attention_5.html", 390)
+    stay = page.url
+    modified = ("Shift", "Control", "Alt", "Meta")
+    for keys in [f"{key}+n" for key in modified] + ["Shift+ArrowRight"]:
+        page.keyboard.press(keys)
+        page.wait_for_timeout(50)
+        assert page.url == stay, keys
+    repeat = "dispatchEvent(new KeyboardEvent('keydown', {key: 'n', repeat: true}))"
+    page.evaluate(repeat)
+    page.locator("pre[tabindex]").first.focus()
+    page.keyboard.press("ArrowRight")  # scrolls the box that has the focus
+    page.wait_for_timeout(50)
+    assert page.url == stay
+    page.keyboard.press("?")
+    assert page.locator("#keys").is_visible()
+    page.keyboard.press("n")  # not while the list is open
+    page.keyboard.press("Escape")
+    assert page.url == stay and not page.locator("#keys").is_visible()
+    page.keyboard.press("/")
+    page.keyboard.type("n?c")  # letters go to the field
+    assert page.url == stay
+    page.keyboard.press("Escape")
+    page.keyboard.press("c")
+    page.wait_for_url("**/index.html")
+
+
+@in_chromium
+def test_glossary_and_search(visit, pages):
+    page = visit("v2_attention.html")
+    term = page.locator("a.term").first
+    sentence = term.get_attribute("data-tip")
+    glossary = " ".join(text((pages / "glossary.html").read_text("utf-8")).split())
+    assert len(sentence) > 20 and sentence in glossary
+    tip = page.locator("#tip")
+    for show, hide in ((term.hover, lambda: page.mouse.move(5, 5)), (term.focus, None)):
+        show()
+        assert tip.is_visible() and tip.inner_text() == sentence
+        if hide:
+            hide()
+            assert not tip.is_visible()
+    page.keyboard.press("Escape")
+    assert not tip.is_visible()
+    page.click("text=Search")
+    page.wait_for_function("window.course_index")
+    page.keyboard.type("softmax")
+    first = page.locator("#results a").first
+    assert first.get_attribute("href") == "glossary.html#softmax"
+    page.fill("#search input", "square root entropy")
+    hrefs = page.locator("#results a").evaluate_all("all => all.map(a => a.href)")
+    assert any("v2_attention_6.html#6-the-square-root" in href for href in hrefs)
+    page.fill("#search input", "xyzzy")
+    assert page.locator("#results").inner_text() == "Nothing found."
+
+
+@in_chromium
+def test_how_far_you_have_come(visit):
+    page = visit("index.html")
+    assert not page.locator("#progress").is_visible()
+    page.goto(page.url.replace("index", "v2_attention_1"))
+    page.locator("footer").scroll_into_view_if_needed()
+    page.wait_for_function("localStorage.getItem('course.seen')")
+    page.keyboard.press("c")
+    page.wait_for_url("**/index.html")
+    words = page.locator("#progress").inner_text()
+    assert words.startswith("You have read 1 of ") and "2. An average" in words
+    # Where nothing may be kept, nothing fails
+    page = visit("index.html")
+    page.add_init_script(
+        "Object.defineProperty(window, 'localStorage', { get() { throw Error('no') } })"
+    )
+    page.reload()
+    assert not page.locator("#progress").is_visible()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_url("**/bigram.html")
+
+
+@in_chromium
+def test_without_javascript(visit):
+    page = visit("v2_attention_9.html", java_script_enabled=False)
+    assert page.locator("img[src='pictures/heads.svg']").is_visible()
+    assert not page.locator(".live").is_visible()
+    assert page.locator(".lines p.b").first.is_visible()
+    assert not page.locator("text=Unfold all").is_visible()
+
+
+@in_chromium
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_accessible(visit, scheme):
+    """axe-core finds no violation of WCAG 2 A and AA, contrast included."""
+    axe = pytest.importorskip(
+        "axe_playwright_python.sync_playwright",
+        reason="pip install axe-playwright-python",
+    )
+    options = {"runOnly": ["wcag2a", "wcag2aa", "wcag21aa"], "preload": False}
+    problems = []
+    for name in ("index", "bigram", "v2_attention_5", "v2_attention_9", "glossary"):
+        for width in (390, 1440):
+            page = visit(f"{name}.html", width, scheme)
+            if page.locator("text=Unfold all").count():
+                page.click("text=Unfold all")
+            found = axe.Axe().run(page, options=options).response["violations"]
+            for violation in found:
+                nodes = [node["html"][:150] for node in violation["nodes"][:3]]
+                problems.append((name, width, violation["id"], nodes))
+    assert problems == []
+
+
+# -------------------------------------------------------------------------- Live models
+def weights(name):
+    script = (ROOT / f"docs/tools/weights_{name}.js").read_text(encoding="utf-8")
+    return json.loads(script.split(" = ", 1)[1].rstrip(";\n"))
+
+
+def numbers(packed, kind):
+    return np.frombuffer(base64.b64decode(packed), kind)
+
+
+def test_eight_bits_are_at_most_half_a_step_away():
+    names = runpy.run_path(str(ROOT / "docs/tools/weights.py"), run_name="weights")
+    matrix = np.random.default_rng(1).normal(size=(5, 40)).astype("float32")
+    integers, scales = names["rounded"](matrix)
+    assert integers.dtype == "int8" and abs(integers).max() == 127
+    assert (abs(integers * scales - matrix) <= 0.5001 * scales).all()
+
+
+def test_what_the_eight_bits_cost_is_written_down():
+    facts = weights("attention")
+    count = sum(np.prod(tensor["shape"]) for tensor in facts["tensors"].values())
+    assert count == 90_880
+    assert abs(facts["loss in 8 bits"] - facts["loss"]) < 0.01
+    assert 0 < facts["mean error of a logit"] < facts["largest error of a logit"] < 0.5
+
+
+@in_chromium
+def test_the_live_bigram_has_pytorchs_probabilities(visit):
+    facts = weights("bigram")
+    table = torch.from_numpy(numbers(facts["table"], "<f4").copy()).view(65, 65)
+    page = visit("index.html")
+    page.fill(".live input[type=text]", "What")
+    for temperature in (0.5, 1):
+        page.locator(".live input[type=range]").fill(str(temperature))
+        row = table[facts["chars"].index("t")]
+        expected = (row / temperature).softmax(0).sort(descending=True)
+        shown = page.locator(".bars").first.inner_text().split("\n")
+        percents = [float(word[:-1]) for word in shown if word.endswith("%")]
+        wanted = (100 * expected.values[: len(percents)]).tolist()
+        assert len(percents) >= 5
+        assert percents == pytest.approx(wanted, abs=0.051)
+        best = facts["chars"][expected.indices[0]]
+        assert shown[0] == {" ": "␣", "\n": "↵"}.get(best, best)
+    page.locator(".live input[type=range]").fill("0")
+    page.click("text=Write 100")
+    written = page.locator(".live .written").inner_text()
+    best = {i: int(table[i].argmax()) for i in range(65)}
+    at = facts["chars"].index("t")
+    wanted = "What"
+    for _ in range(20):
+        at = best[at]
+        wanted += facts["chars"][at]
+    assert written.startswith(wanted)
+
+
+@in_chromium
+def test_the_live_attention_has_pytorchs_logits(visit, load):
+    facts = weights("attention")
+    script = load("v2_attention.py")["get_batch"].__globals__
+    script["vocab_size"] = 65
+    model = script["AttentionLanguageModel"]()
+    state = model.state_dict()
+    for name, tensor in facts["tensors"].items():
+        scales = numbers(tensor["scales"], "<f4")[:, None]
+        integers = numbers(tensor["integers"], "int8").reshape(len(scales), -1)
+        rows = torch.from_numpy(integers * scales)
+        state[name] = rows.view(tensor["shape"]).float()
+    model.load_state_dict(state)
+    page = visit("v2_attention_9.html")
+    sentence = "First Citizen: before we proceed any further, hear me speak.\nAll"
+    ids = [facts["chars"].index(c) for c in sentence]
+    found = page.evaluate(
+        """ids => {
+            const { logits, weights } = new Attention(attention_weights).run(ids);
+            return { logits: logits.map(row => [...row]), weights };
+        }""",
+        ids,
+    )
+    with torch.no_grad():
+        x = torch.tensor(ids)[None]
+        expected = model.logits(x)[0]
+        assert (torch.tensor(found["logits"]) - expected).abs().max() < 1e-3
+        embedded = model.wte(x) + model.wpe(torch.arange(len(ids)))
+        for head, table in zip(model.attn.heads, found["weights"]):
+            scores = head.query(embedded) @ head.key(embedded).mT / 32**0.5
+            for t, row in enumerate(table):
+                wanted = scores[0, t, : t + 1].softmax(0)
+                assert torch.tensor(row).tolist() == pytest.approx(
+                    wanted.tolist(), abs=1e-5
+                )
+    # And the page shows them
+    page.fill(".live input[type=text]", sentence[:20])
+    assert page.locator(".head").count() == 4
+    page.locator(".head span").nth(3).hover()
+    assert "at place 3" in page.locator(".live").inner_text()

@@ -1,0 +1,294 @@
+"""Two Python texts as one piece of HTML, which shows them side by side or unified.
+
+A <p> is a line. Its class says where it belongs:
+
+    a    only in the old text        l    in both, shown in the left column
+    b    only in the new text        r    in both, shown in the right column
+
+Lines of class l exist for the view side by side; the unified view hides them.
+course.css does the rest: the signs, the columns, the colours.
+"""
+
+import difflib
+import functools
+import html
+import itertools
+import re
+
+from pygments.lexers import PythonLexer
+from pygments.token import Token
+
+CONTEXT = 4  # lines shown before and after a change
+SHORTEST_FOLD = 6  # equal lines; fewer are not worth a fold
+COLOURS = {  # the first that contains a kind of token wins
+    Token.Comment: "c",
+    Token.Literal.String: "s",
+    Token.Literal.Number: "m",
+    Token.Keyword: "k",
+    Token.Operator.Word: "k",
+    Token.Name.Builtin: "n",
+    Token.Name.Function: "f",
+    Token.Name.Class: "f",
+    Token.Name.Decorator: "n",
+    Token.Generic.Deleted: "deleted",
+    Token.Generic.Inserted: "inserted",
+}
+
+
+@functools.cache
+def colour(kind):
+    """The class of a token's colour in course.css; "": that of the text."""
+    for group, name in COLOURS.items():
+        if kind in group:
+            return name
+    return ""
+
+
+def tokens(text, lexer):
+    """(class of its colour, piece of text), one after the other."""
+    for kind, piece in lexer.get_tokens(text):
+        yield colour(kind), piece
+
+
+def code(text, lexer):
+    """A whole text as coloured HTML."""
+    if lexer.name == "Python":
+        return "".join(plain(pieces) + "\n" for pieces in python_lines(text))
+    return plain(tuple(tokens(text, lexer)))
+
+
+@functools.cache
+def plain(pieces):
+    """(class of its colour, piece of text), ... as HTML."""
+    parts = [span(name, html.escape(text, quote=False)) for name, text in pieces]
+    return "".join(parts)
+
+
+def span(name, inner):
+    if name and inner:
+        return f'<i class="{name}">{inner}</i>'
+    return inner
+
+
+@functools.cache
+def python_lines(text):
+    """Every line of a Python text as a tuple of (class of its colour, piece).
+
+    It is read in pieces that begin at top level. Most are the same after the next step,
+    and are not read again.
+    """
+    lines = []
+    for part in re.split(r"(?<=\n\n\n)|(?<=\n)(?=# -{5})", text):
+        lines += lines_of_part(part)
+    return lines
+
+
+@functools.cache
+def lines_of_part(text):
+    lines = [[]]
+    for name, piece in tokens(text, PythonLexer(stripnl=False)):
+        first, *more = piece.split("\n")
+        lines[-1].append((name, first))
+        for part in more:
+            lines.append([(name, part)])
+    return [tuple(line) for line in lines[:-1]]  # after the last newline is nothing
+
+
+# ------------------------------------------------------------------------------- Places
+@functools.cache
+def places(text):
+    """For every line, where it stands: its section, or its class and function."""
+    found = []
+    section = "start of the file"
+    open_names = []  # (indentation, name) of the classes and functions around a line
+    for line in text.splitlines():
+        banner = re.match(r"# -{5,} (.+)", line)
+        if banner:
+            section = banner[1]
+            open_names = []
+        stripped = line.lstrip()
+        indent = len(line) - len(stripped)
+        if stripped and not stripped.startswith(("#", ")")):
+            while open_names and open_names[-1][0] >= indent:
+                open_names.pop()
+            match = re.match(r"(class|def) (\w+)", stripped)
+            if match:
+                open_names.append((indent, match[0]))
+        names = [name for _, name in open_names]
+        found.append(" · ".join(names) or section)
+    return found
+
+
+# -------------------------------------------------------------------------------- Pairs
+def twins(old, new):
+    """Pairs (i, j) of lines that resemble each other, old[i] and new[j]; both rise.
+
+    How far a line is indented does not count.
+    """
+    old = [line.strip() for line in old]
+    new = [line.strip() for line in new]
+    start = 0
+    for i, line in enumerate(old):
+        if not line:
+            continue
+        candidates = new[start : start + 20]
+        close = difflib.get_close_matches(line, candidates, n=1, cutoff=0.6)
+        if close:
+            j = new.index(close[0], start)
+            yield i, j
+            start = j + 1
+
+
+def words(line):
+    return re.findall(r"\w+|\s+|.", line)
+
+
+def changed(old, new):
+    """The columns in which two lines differ: a set for each."""
+    old, new = words(old), words(new)
+    in_old, in_new = set(), set()
+    matcher = difflib.SequenceMatcher(None, old, new, autojunk=False)
+    for kind, i, i2, j, j2 in matcher.get_opcodes():
+        if kind != "equal":
+            in_old |= columns(old, i, i2)
+            in_new |= columns(new, j, j2)
+    return in_old, in_new
+
+
+def columns(words, start, end):
+    """The columns of words[start:end] in their line."""
+    before = len("".join(words[:start]))
+    return set(range(before, before + len("".join(words[start:end]))))
+
+
+# --------------------------------------------------------------------------------- HTML
+def emphasized(pieces, marked):
+    """A line of python_lines as HTML, with its marked columns."""
+    out = []
+    column = 0
+    for name, piece in pieces:
+        letters = enumerate(piece, column)
+        for mark, group in itertools.groupby(letters, lambda at: at[0] in marked):
+            part = html.escape("".join(letter for _, letter in group), quote=False)
+            part = span(name, part)
+            if mark:
+                part = f"<mark>{part}</mark>"
+            out.append(part)
+        column += len(piece)
+    return "".join(out)
+
+
+def line(kind, pieces, number, marked=(), row=0):
+    """A line of python_lines as a <p>. row: of the grid, side by side."""
+    text = "".join(piece for _, piece in pieces)
+    indent = len(text) - len(text.lstrip())
+    style = ""
+    if indent:  # where a wrapped line goes on
+        style += f"--i:{indent};"
+    if row:
+        style += f"grid-row:{row}"
+    if style:
+        style = f' style="{style}"'
+    inner = emphasized(pieces, marked) if marked else plain(pieces)
+    if text.startswith("# ---"):  # a banner need not wrap where there is little room
+        inner = re.sub("-{9,}", r"<u>\g<0></u>", inner)
+    return f'<p class="{kind}" data-n="{number + 1}"{style}>{inner}</p>'
+
+
+def equal_lines(old, new, i, j, count):
+    """Lines that are the same in both texts."""
+    out = []
+    for k in range(count):
+        out.append(line("l", python_lines(old)[i + k], i + k))
+    for k in range(count):
+        out.append(line("r", python_lines(new)[j + k], j + k))
+    return out
+
+
+def changed_lines(old, new, i, i2, j, j2):
+    """Lines that differ. Side by side, those that resemble each other share a row."""
+    a = old.splitlines()
+    b = new.splitlines()
+    old_rows, new_rows = {}, {}
+    marks = {}
+    row = 1
+    x, y = i, j
+    pairs = [(i + p, j + q) for p, q in twins(a[i:i2], b[j:j2])]
+    for to_x, to_y in [*pairs, (i2, j2)]:
+        for k in range(x, to_x):
+            old_rows[k] = row + k - x
+        for k in range(y, to_y):
+            new_rows[k] = row + k - y
+        row += max(to_x - x, to_y - y)
+        if to_x < i2 and to_y < j2:
+            old_rows[to_x] = new_rows[to_y] = row
+            in_old, in_new = changed(a[to_x], b[to_y])
+            marks["a", to_x] = in_old
+            marks["b", to_y] = in_new
+            row += 1
+        x, y = to_x + 1, to_y + 1
+    out = []
+    for kind, text, rows in (("a", old, old_rows), ("b", new, new_rows)):
+        for k in sorted(rows):
+            pieces = python_lines(text)[k]
+            out.append(line(kind, pieces, k, marks.get((kind, k), ()), rows[k]))
+    return out
+
+
+def hunk(lines):
+    if not lines:
+        return ""
+    return f'<div class="hunk">{"".join(lines)}</div>'
+
+
+def fold(old, new, i, j, count):
+    """Equal lines that show when one opens them. The bar names what follows."""
+    words = f"{count} equal lines"
+    end = j + count
+    if end + CONTEXT < len(places(new)):
+        words += f"<b>{html.escape(places(new)[end + CONTEXT])}</b>"
+    lines = []
+    for k in range(j, end):
+        lines.append(line("r", python_lines(new)[k], k))
+    return (
+        f'<details data-shift="{j - i}"><summary>{words}</summary>'
+        f"{hunk(lines)}</details>"
+    )
+
+
+def diff(old, new, before, after):
+    """Two texts, old and new, with the names of their files, before and after."""
+    a = old.splitlines()
+    b = new.splitlines()
+    out = []
+    gone = come = 0
+    folder, _, file = before.rpartition("/")
+    if after.startswith(f"{folder}/"):
+        before = file
+        after = after.removeprefix(f"{folder}/")
+    matcher = difflib.SequenceMatcher(None, a, b, autojunk=False)
+    for kind, i, i2, j, j2 in matcher.get_opcodes():
+        if kind != "equal":
+            out.append(hunk(changed_lines(old, new, i, i2, j, j2)))
+            gone += i2 - i
+            come += j2 - j
+            continue
+        head = CONTEXT if i > 0 else 0
+        tail = CONTEXT if i2 < len(a) else 0
+        folded = i2 - i - head - tail
+        if folded < SHORTEST_FOLD:
+            out.append(hunk(equal_lines(old, new, i, j, i2 - i)))
+            continue
+        out.append(hunk(equal_lines(old, new, i, j, head)))
+        out.append(fold(old, new, i + head, j + head, folded))
+        out.append(hunk(equal_lines(old, new, i2 - tail, j2 - tail, tail)))
+    return (
+        '<section class="diff" aria-label="The diff"><div class="sheet">'
+        '<div class="tools">'
+        f"<span>{html.escape(before)} → <b>{html.escape(after)}</b></span> "
+        f'<span class="count"><b class="come">+{come}</b> '
+        f'<b class="gone">−{gone}</b></span>'
+        '<button type="button" data-do="view" hidden>Side by side</button>'
+        '<button type="button" data-do="unfold" hidden>Unfold all</button>'
+        f'</div><div class="lines">{"".join(out)}</div></div></section>'
+    )
