@@ -39,7 +39,7 @@ TITLE = "From a bigram to GPT-2"
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<link rel="icon" href="data:,"><link rel="stylesheet" href="course.css">
+<link rel="stylesheet" href="course.css">
 <script defer src="course.js"></script>{scripts}</head>
 <body data-page="{page}"><a class="skip" href="#main">Skip to the text</a>
 <header><nav aria-label="Pages">{links}</nav></header>
@@ -168,6 +168,8 @@ def render(text, path, pages):
             token.attrSet("id", slug(title))
             if first:  # whatever its level, it is the title of the page
                 token.tag = found[i + 2].tag = "h1"
+            elif token.tag == "h1":
+                token.tag = found[i + 2].tag = "h2"
             first = False
         children = token.children or []
         for k, child in enumerate(children):
@@ -501,6 +503,7 @@ def link(rel, page, words):
 
 def build(folder):
     """Write all pages, or none; returns how many."""
+    folder.mkdir(parents=True, exist_ok=True)  # fails early
     texts = course.steps(course.read(ROOT / "bigram.py"))
     parents = course.parents(texts)
     following = iter(parents.items())
@@ -535,11 +538,11 @@ def build(folder):
             low=low_links(before, after),
             body=body,
         )
-    for path in DOCS.glob("pictures/*.svg"):
-        files[folder / "pictures" / path.name] = course.read(path)
     files[folder / "search.js"] = search_index(parts)
     for name in COPIED:
         files[folder / name] = course.read(TOOLS / name)
+    for path in DOCS.glob("pictures/*.svg"):
+        files[folder / "pictures" / path.name] = course.read(path)
     course.write(files)
     return len(parts) + 1
 
