@@ -759,10 +759,165 @@ def cost():
     save(figure, "cost", title)
 
 
+LIGHT_BLUE = "#cfe3f5"
+LIGHT_ORANGE = "#fbe0bd"
+LIGHT_GREEN = "#cfeacf"
+LIGHT_GREY = "#eeeeee"
+
+
+def sheet(width, height):
+    """An empty drawing on which 10 units are one inch."""
+    figure, axes = plt.subplots(figsize=(width / 10, height / 10))
+    figure.subplots_adjust(left=0, right=1, bottom=0, top=1)
+    axes.set(xlim=(0, width), ylim=(0, height))
+    axes.axis("off")
+    return figure, axes
+
+
+def box(axes, x, y, width, height, color, label="", size=10):
+    """A box with its lower left corner at x, y, and a label in it."""
+    style = dict(facecolor=color, edgecolor="black", linewidth=0.8)
+    axes.add_patch(plt.Rectangle((x, y), width, height, **style))
+    at = dict(ha="center", va="center", fontsize=size)
+    axes.text(x + width / 2, y + height / 2, label, **at)
+
+
+def arrow(axes, start, end, color="black"):
+    style = dict(arrowstyle="->", color=color, linewidth=1.5, shrinkA=0, shrinkB=0)
+    axes.annotate("", end, start, arrowprops=style)
+
+
+def accumulation():
+    """A batch of eight sequences at once, and in four micro-batches."""
+    figure, axes = sheet(90, 42)
+    for i in range(8):
+        box(axes, 4, 32 - 3.5 * i, 12, 3.2, LIGHT_BLUE)
+    axes.text(10, 38, "x (8, T)", ha="center")
+    arrow(axes, (17, 19), (22, 19))
+    box(axes, 22.5, 15.5, 8, 7, LIGHT_ORANGE, "loss")
+    axes.text(19, 2, "at once: memory for 8 sequences", ha="center", fontsize=10)
+    for i in range(4):
+        y = 31 - 8.5 * i
+        for j in range(2):
+            box(axes, 42, y + 3.5 * (1 - j), 12, 3.2, LIGHT_BLUE)
+        arrow(axes, (55, y + 3.4), (58, y + 3.4))
+        box(axes, 58.5, y + 0.4, 9, 6, LIGHT_ORANGE, "loss / 4")
+        arrow(axes, (68, y + 3.4), (75.5, 19 + 1.2 * (1.5 - i)), GREEN)
+    axes.text(48, 40, "x (2, T), four times", ha="center")
+    box(axes, 76, 14.5, 12, 9, LIGHT_GREEN, "gradients\nadd up")
+    axes.text(65, 2, "one after the other: memory for 2", ha="center", fontsize=10)
+    axes.plot([36.5, 36.5], [4, 38], color=GREY, linewidth=1, linestyle="--")
+    save(figure, "accumulation", "A batch at once, and the same in four micro-batches")
+
+
+def ddp():
+    """Two processes compute half of a step each and average their gradients."""
+    figure, axes = sheet(90, 36)
+    for rank, color in enumerate((LIGHT_BLUE, LIGHT_ORANGE)):
+        y = 23 - 18 * rank
+        axes.text(2, y + 4.5, f"rank {rank}", va="center", fontsize=11)
+        windows = ("0 1 | 4 5", "2 3 | 6 7")[rank]
+        box(axes, 11, y, 14, 9, color, f"windows\n{windows}")
+        arrow(axes, (25.5, y + 4.5), (29.5, y + 4.5))
+        box(axes, 30, y, 13, 9, color, "the whole\nmodel")
+        arrow(axes, (43.5, y + 4.5), (47.5, y + 4.5))
+        box(axes, 48, y, 11, 9, color, f"gradient {rank}")
+        arrow(axes, (59.5, y + 4.5), (63, 18.2 + 1.5 * (0.5 - rank)), GREEN)
+        arrow(axes, (73, 18.2 + 1.5 * (0.5 - rank)), (76.5, y + 4.5), GREEN)
+        box(axes, 77, y, 11, 9, color, "the same\nstep")
+    box(axes, 63.3, 14.5, 9.4, 7.5, LIGHT_GREEN, "mean", 11)
+    axes.text(68, 10.5, "all-reduce", ha="center", fontsize=10, color=GREEN)
+    save(figure, "ddp", "Two processes, one mean gradient, and the same step in both")
+
+
+def zero():
+    """Five pieces, shared out between two processes and collected again."""
+    figure, axes = sheet(90, 34)
+    colors = (LIGHT_BLUE, LIGHT_ORANGE)
+    for rank in range(2):
+        y = 21 - 16 * rank
+        axes.text(2, y + 3.5, f"rank {rank}", va="center", fontsize=11)
+        for piece in range(5):
+            owner = piece // 3
+            mine = owner == rank
+            color = colors[owner] if mine else "#ffffff"
+            box(axes, 11 + 4 * piece, y, 3.6, 7, LIGHT_GREY, str(piece))
+            box(axes, 39 + 4 * piece, y, 3.6, 7, color, str(piece) if mine else "")
+            box(axes, 68 + 4 * piece, y, 3.6, 7, colors[owner], str(piece))
+        arrow(axes, (32, y + 3.5), (37.5, y + 3.5))
+        for other in (24, 8):
+            arrow(axes, (60, y + 3.5), (66.5, other + 0.5), GREEN)
+    axes.text(21, 31, "mean gradients (step 12)", ha="center", fontsize=10)
+    axes.text(49, 31, "momentum, Newton-Schulz", ha="center", fontsize=10)
+    axes.text(78, 31, "updates", ha="center", fontsize=10)
+    axes.text(63.3, 1.5, "all-gather", ha="center", fontsize=10, color=GREEN)
+    save(figure, "zero", "The pieces of Muon, shared out between two processes")
+
+
+def formats():
+    """The bits of three number formats, and the range that they cover."""
+    kinds = (  # name, bits of the exponent, of the fraction, smallest and largest
+        ("float32", 8, 23, -126, 128),
+        ("bfloat16", 8, 7, -126, 128),
+        ("float16", 5, 10, -14, 16),
+    )
+    figure, (top, low) = plt.subplots(2, 1, figsize=(9, 5.2))
+    for n, (name, exponent, fraction, smallest, largest) in enumerate(kinds):
+        y = 2 - n
+        bits = [LIGHT_GREY] + exponent * [LIGHT_ORANGE] + fraction * [LIGHT_BLUE]
+        for i, color in enumerate(bits):
+            box(top, i, y, 1, 0.7, color)
+        top.text(-0.5, y + 0.35, name, ha="right", va="center", fontsize=11)
+        low.plot([smallest, largest], [y, y], color=BLUE, linewidth=9)
+        tail = smallest - fraction  # smaller ones have fewer digits
+        low.plot([tail, smallest], [y, y], color=LIGHT_BLUE, linewidth=9)
+    top.set(xlim=(-5, 33), ylim=(-0.3, 3.6))
+    top.axis("off")
+    legend = ((0.5, "sign"), (5, "exponent: range"), (20, "fraction: precision"))
+    for x, words in legend:
+        top.text(x, 2.95, words, ha="center", fontsize=10)
+    # 1 / 50,257 tokens / 1,536 to 524,288 positions in a step
+    low.axvspan(-35, -26, color="#c23b3b", alpha=0.15, linewidth=0)
+    words = "gradients of GPT-2's logits:\nlost in float16"
+    low.text(-30.5, -0.75, words, ha="center", va="center", fontsize=9)
+    low.set_yticks([2, 1, 0], [kind[0] for kind in kinds])
+    low.set_xticks([-126, -60, -14, 16, 60, 128])
+    low.set_xticklabels(["2^-126", "2^-60", "2^-14", "2^16", "2^60", "2^128"])
+    low.set(ylim=(-1.3, 2.6), xlabel="size of a number (pale: fewer digits)")
+    low.tick_params(left=False)
+    figure.tight_layout()
+    save(figure, "formats", "The bits and the range of float32, bfloat16 and float16")
+
+
+def cache():
+    """Rows of queries, keys and values that are computed, without and with a cache."""
+    figure, axes = sheet(90, 36)
+    for n, (title, cached) in enumerate((("without", False), ("with a cache", True))):
+        left = 4 + 46 * n
+        axes.text(left + 18, 33, title, ha="center", fontsize=12)
+        for k, (name, rows) in enumerate((("q", 6), ("k", 6), ("v", 6))):
+            x = left + 13 * k
+            axes.text(x + 4.5, 29.5, name, ha="center", fontsize=11)
+            for i in range(rows):
+                new = not cached or i == 5
+                if name == "q" and not new:
+                    continue
+                color = LIGHT_ORANGE if new else LIGHT_BLUE
+                box(axes, x, 24.5 - 4 * i, 9, 3.6, color, "new" if new else "", 8)
+    box(axes, 58, 0.4, 3, 2.4, LIGHT_BLUE)
+    axes.text(62, 1.6, "from the cache", va="center", fontsize=10)
+    box(axes, 12, 0.4, 3, 2.4, LIGHT_ORANGE)
+    axes.text(16, 1.6, "computed for the sixth token", va="center", fontsize=10)
+    save(
+        figure, "cache", "What is computed for one more token, without and with a cache"
+    )
+
+
 # A picture is drawn by the function of its name
 PICTURES = {f.__name__: f for f in (bigram, heads, qkv, attention, samples)}
 PICTURES |= {f.__name__: f for f in (shapes, schedule, worth)}
 PICTURES |= {f.__name__: f for f in (architecture, muon, overfitting)}
+PICTURES |= {f.__name__: f for f in (accumulation, ddp, zero, formats, cache)}
 PICTURES |= {f.__name__: f for f in (patterns, layouts, curves, peers, cost)}
 
 if __name__ == "__main__":
