@@ -22,7 +22,6 @@ import cells  # noqa: E402
 PENDING = {
     "docs/chat.md",
     "docs/compare.md",
-    "docs/gpt2_train.md",
     "docs/reproduce_gpt2.md",
     "docs/troubleshooting.md",
 }
