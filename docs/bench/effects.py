@@ -1,15 +1,14 @@
 """What the chapter gpt_char.md claims beyond the loss of each step.
 
-    python docs/bench/effects.py                      losses
-    python docs/bench/effects.py --time --minutes=2   times, on an idle machine
+    python docs/bench/effects.py           losses
+    python docs/bench/effects.py --time    times of parts of a step
 
 Each row is a run of a file between v2_attention.py and gpt_char.py with some flags. The
 report is docs/bench/effects.md, and .json with what every run printed. A loss that the
-JSON has of the same code is not measured again, so a run can be interrupted. --time
-adds rounds to the times, starting with the files that have the fewest.
+JSON has of the same code is not measured again, so a run can be interrupted.
 
-ms per step: the time of a run of 82 steps minus that of a run of two, per step, on a
-text so short that the evaluations hardly count.
+Times are those of the processor on one thread, so that other load hardly counts: the
+fastest of some repetitions. --time adds a round; the report has the fastest of all.
 """
 
 import argparse
@@ -26,6 +25,7 @@ import time
 from contextlib import redirect_stdout
 from pathlib import Path
 
+import torch
 from steps import code_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,20 +61,20 @@ for depth in (1, 3, 6):
 for depth in (1, 3, 6):
     name = f"residual, {depth} blocks"
     RUNS.append((name, "03", f"--n_layer={depth} --max_iters=300"))
-# (beginning of the file's name, flags)
+# (name, beginning of the file's name, flags, part of a step)
 TIMES = [
-    ("04", ""),
-    ("05", ""),
-    ("04", "--n_head=16"),
-    ("05", "--n_head=16"),
-    ("12", ""),
-    ("13", ""),
-    ("15", ""),
-    ("16", ""),
-    ("20", ""),
-    ("21", ""),
+    ("attention, head by head", "04", "", "attention"),
+    ("attention, all heads at once", "05", "", "attention"),
+    ("attention, head by head, 16 heads", "04", "--n_head=16", "attention"),
+    ("attention, all heads at once, 16 heads", "05", "--n_head=16", "attention"),
+    ("AdamW written out", "12", "", "optimizer"),
+    ("AdamW in one kernel", "13", "", "optimizer"),
+    ("Muon with singular values", "15", "", "optimizer"),
+    ("Muon without singular values", "16", "", "optimizer"),
+    ("Muon in half precision", "21", "", "optimizer"),
+    ("model in full precision", "20", "", "model"),
+    ("model in half precision", "21", "", "model"),
 ]
-TIMED_STEPS = 80
 
 
 def make_small_text():
@@ -132,29 +132,53 @@ def measure_losses(path_of, end):
         print(name, result["seconds"], "s", flush=True)
 
 
-def measure_times(path_of, end):
-    """Time a step of each file, again and again until the time is up."""
-    fixed = f"{SMALL} --max_new_tokens=1 --eval_interval=1000"
-    while time.monotonic() < end:
-        times = saved()["times"]
-        rows = []
-        for file, flags in TIMES:
-            path = path_of(file)
-            name = f"{file} {flags}".strip()
-            row = {"file": path.name, "code": code_of(path), "ms": []}
-            old = times.get(name, {})
-            if old.get("code") == row["code"]:
-                row = old
-            rows.append((len(row["ms"]), name, path, flags, row))
-        _, name, path, flags, row = min(rows, key=lambda found: found[0])
-        seconds = []
-        for steps in (2, 2 + TIMED_STEPS):
-            start = time.perf_counter()
-            run(path, f"{fixed} --max_iters={steps} {flags}")
-            seconds.append(time.perf_counter() - start)
-        row["ms"].append(round(1000 * (seconds[1] - seconds[0]) / TIMED_STEPS, 1))
+def names_of(path, flags):
+    """The names of a file after its run."""
+    before, sys.argv = sys.argv, [str(path), *flags.split(), "--max_new_tokens=1"]
+    with redirect_stdout(io.StringIO()):
+        names = runpy.run_path(str(path), run_name="__main__")
+    sys.argv = before
+    return names
+
+
+def part_of(names, part):
+    """A function that computes a part of a step."""
+    torch.manual_seed(1)
+    model = names["model"]
+    shape = names["batch_size"], names["block_size"]
+    if part == "attention":
+        x = torch.randn(*shape, names["n_embd"])
+        return lambda: model.h[0].attn(x).sum().backward()
+    if part == "model":
+        x, y = torch.randint(names["vocab_size"], (2, *shape))
+        return lambda: model(x, y).backward()
+    if "update" in names:
+        return lambda: names["update"](0)
+    optimizers = names.get("optimizers") or [names["optimizer"]]
+    return lambda: [opt.step() for opt in optimizers]
+
+
+def measure_times(path_of, only):
+    """One more round of times; only: those whose names begin so."""
+    torch.set_num_threads(1)
+    for name, file, flags, part in TIMES:
+        if not name.startswith(only):
+            continue
+        path = path_of(file)
+        row = {"file": path.name, "code": code_of(path), "ms": []}
+        old = saved()["times"].get(name, {})
+        if old.get("code") == row["code"]:
+            row = old
+        compute = part_of(names_of(path, f"{SMALL} --max_iters=1 {flags}"), part)
+        compute()
+        times = []
+        while len(times) < 5 or sum(times) < 0.7:
+            start = time.process_time()
+            compute()
+            times.append(time.process_time() - start)
+        row["ms"].append(round(1000 * min(times), 2))
         save("times", name, row)
-        print(name, row["ms"], "ms per step", flush=True)
+        print(name, row["ms"], "ms", flush=True)
 
 
 def measure_spectrum(path_of):
@@ -165,10 +189,7 @@ def measure_spectrum(path_of):
     path = path_of("14")
     if saved()["spectrum"].get("code") == code_of(path):
         return
-    before, sys.argv = sys.argv, [str(path), "--max_iters=100", "--max_new_tokens=1"]
-    with redirect_stdout(io.StringIO()):
-        names = runpy.run_path(str(path), run_name="__main__")
-    sys.argv = before
+    names = names_of(path, "--max_iters=100")
     block = names["model"].h[1]
     q, k, v = block.attn.c_attn.weight.grad.chunk(3)
     gradients = {"query": q, "key": k, "value": v}
@@ -204,15 +225,16 @@ def report(found):
     for name, file, flags in RUNS:
         if name in found["runs"]:
             lines.append(loss_row(name, file, flags, found["runs"][name]["output"]))
-    lines += ["", "## Times", "", "Two threads, nothing else running."]
-    lines += ["Median, and the range of all rounds.", ""]
-    lines += ["| file and flags | ms per step | rounds |", "|---|---:|---:|"]
-    for file, flags in TIMES:
-        name = f"{file} {flags}".strip()
+    lines += ["", "## Times", "", "Processor time on one thread, the fastest of all"]
+    lines += ["repetitions; attention and model: forward and backward.", ""]
+    lines += ["| part of a step | file and flags | ms | rounds |"]
+    lines += ["|---|---|---:|---|"]
+    for name, file, flags, _ in TIMES:
         if name in found["times"]:
             ms = found["times"][name]["ms"]
-            values = f"{statistics.median(ms):.1f} ({min(ms):.1f} - {max(ms):.1f})"
-            lines.append(f"| {name} | {values} | {len(ms)} |")
+            rounds = ", ".join(f"{value:.1f}" for value in ms)
+            where = f"{file} {flags}".strip()
+            lines.append(f"| {name} | `{where}` | {min(ms):.1f} | {rounds} |")
     lines += ["", "## Singular values of a gradient", ""]
     lines += ["Step 14 after 100 steps, the matrices of the middle block.", ""]
     heads = "gradient | largest | tenth | median | largest by median"
@@ -236,6 +258,7 @@ def main():
     )
     parser.add_argument("--minutes", type=float, default=60, help="stop after as many")
     parser.add_argument("--time", action="store_true", help="times instead of losses")
+    parser.add_argument("--only", default="", help="beginning of a name, with --time")
     args = parser.parse_args()
     make_small_text()
     end = time.monotonic() + 60 * args.minutes
@@ -248,7 +271,7 @@ def main():
             return path
 
         if args.time:
-            measure_times(path_of, end)
+            measure_times(path_of, args.only)
         else:
             measure_losses(path_of, end)
             measure_spectrum(path_of)
