@@ -396,7 +396,7 @@ def worth():
 def architecture():
     """A GPT: the residual stream with its shapes, and the code of every box."""
     boxes = [  # from bottom to top: what it is, its code, its color
-        ("tokens (B, T)", "idx", "#eeeeee"),
+        ("tokens idx (B, T)", "", "#eeeeee"),
         ("embeddings", "x = self.wte(idx) + self.wpe(positions)", "#cfe3f5"),
         ("attention", "x = x + self.attn(self.ln_1(x))", "#fbe0bd"),
         ("MLP", "x = x + self.mlp(self.ln_2(x))", "#cfeacf"),
