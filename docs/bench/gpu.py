@@ -10,9 +10,9 @@ with the last line of its error.
 
 The part kill can be tried without a GPU, with a tiny model:
 
-    python docs/bench/gpu.py --only=kill --flags="--device=cpu --block_size=64
+    python docs/bench/gpu.py --only=kill --flags="--device=cpu --block_size=16
         --data_dir=data/fineweb_edu --n_layer=1 --n_head=1 --n_embd=16
-        --total_batch_size=512 --eval_tokens=512"
+        --total_batch_size=32 --eval_tokens=32"
 """
 
 import argparse

@@ -1,0 +1,76 @@
+"""The pictures: what they show of sparse attention is what sparse_gpt.py computes."""
+
+import ast
+import runpy
+
+import pytest
+from makers import ROOT, write_shards
+
+DRAW = ROOT / "docs/tools/draw.py"
+T, ROW, SUMMARY = 16, 4, 1
+
+
+@pytest.fixture(scope="module")
+def draw():
+    pytest.importorskip("matplotlib", reason="pip install matplotlib")
+    return runpy.run_path(str(DRAW), run_name="draw")
+
+
+@pytest.fixture
+def names(draw, tmp_path, monkeypatch):
+    """Those of sparse_gpt.py for 16 positions in rows of 4."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    write_shards("data/shakespeare/bytes", 4000, 400)
+    return draw["sparse"](T, ROW, SUMMARY, tile=4)
+
+
+def expected(pattern, hop, i, j):
+    """Who sees whom, by the words of the chapter."""
+    if j > i:
+        return False
+    same_row = i // ROW == j // ROW
+    same_column = i % ROW == j % ROW
+    return {
+        ("fixed", 0): same_row,
+        ("fixed", 1): j % ROW >= ROW - SUMMARY,
+        ("strided", 0): i - j <= ROW,
+        ("strided", 1): same_column,
+    }[pattern, hop]
+
+
+@pytest.mark.parametrize("pattern", ["fixed", "strided"])
+@pytest.mark.parametrize("hop", [0, 1])
+def test_what_is_seen_and_what_is_computed(draw, names, pattern, hop):
+    one = names["patterns"][pattern][hop]
+    seen = draw["seen_by"](names, one, T)
+    computed = draw["computed"](names, one, T)
+    for i in range(T):
+        for j in range(T):
+            assert seen[i, j] == expected(pattern, hop, i, j), (i, j)
+            if seen[i, j]:
+                assert (i, j) in computed, "nothing that is seen is left out"
+    assert len(computed) <= T * T / 2  # and the rest is saved
+
+
+def test_no_code_is_cut_out_of_a_script():
+    """Pictures run the scripts, or read reports and chapters."""
+    calls = set()
+    for node in ast.walk(ast.parse(DRAW.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            calls.add(node.func.id)
+    assert not calls & {"exec", "eval", "compile"}
+
+
+def test_every_picture_of_a_document_has_its_function():
+    names = set()
+    for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]:
+        for word in path.read_text(encoding="utf-8").split("pictures/")[1:]:
+            names.add(word.partition(".svg")[0])
+    functions = set()
+    for node in ast.parse(DRAW.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef):
+            functions.add(node.name)
+    assert names <= functions
+    for name in names:
+        assert (ROOT / f"docs/pictures/{name}.svg").exists()
