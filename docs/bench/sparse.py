@@ -32,6 +32,7 @@ import textwrap
 import time
 from pathlib import Path
 
+import numpy as np
 import steps as chapter
 import torch
 import torch.nn.functional as F
@@ -146,6 +147,24 @@ def flex_blocks(script, hop, T, order):
     return create_block_mask(mask, None, None, T, T, device="cpu").sparsity()
 
 
+def reach(script, layers, T):
+    """How many positions can influence the last one, through so many layers."""
+    positions = np.arange(T)
+    reached = np.zeros(T, dtype=bool)
+    reached[T - 1] = True
+    for number in reversed(range(layers)):
+        hops = script["model"].h[0].attn.hops
+        if script["combine"] == "layers":
+            hops = script["patterns"][script["pattern"]]
+            hops = [hops[number % len(hops)]]
+        after = reached.copy()
+        for hop in hops:
+            seen = script["sees"](hop, positions[reached][:, None], positions)
+            after |= seen.any(axis=0)
+        reached = after
+    return int(reached.sum())
+
+
 def counts(args):
     """What attention computes and what a cache keeps."""
     tables = {}
@@ -174,6 +193,13 @@ def counts(args):
             rows.append([pattern, script["stride"], *cells])
             print(rows[-1], flush=True)
         tables[f"T = {T}, tiles of {script['tile']}"] = rows
+    T = 1024
+    rows = [["", "1 layer", "2 layers", "5 layers"]]
+    for pattern in PATTERNS[:-1]:  # what selection reaches depends on the text
+        script = load_tiny(pattern, T, f"--total_batch_size={T}")
+        rows.append([pattern, *[f"{reach(script, n, T):,}" for n in (1, 2, 5)]])
+        print(rows[-1], flush=True)
+    tables["Positions that can influence the last one, T = 1024"] = rows
     T = 8192
     script = load_tiny("strided", T, f"--total_batch_size={T}")
     rows = [["", "skipped, %"]]
@@ -249,7 +275,7 @@ def speed(args):
         qkv = [torch.randn(1, 6, T, 64, requires_grad=True) for _ in range(3)]
         dy = torch.randn(1, 6, T, 64)
         times = {name: [] for name in attentions}
-        rounds = {1024: 31, 4096: 11, 16384: 4}[T]
+        rounds = {1024: 21, 4096: 9, 16384: 2}[T]
         for _ in range(rounds):
             for name, attention in attentions.items():
                 times[name].append(time_of(attention, *qkv, dy))
@@ -339,7 +365,7 @@ def crossover(args):
             scripts[pattern] = load(pattern, T, *flags, f"--total_batch_size={T}")
         x = torch.randint(256, (1, T))
         times = {name: [] for name in scripts}
-        for _ in range(max(3, 4096 // T + 2)):
+        for _ in range(max(3, 2048 // T + 2)):
             for name, script in scripts.items():
                 start = time.perf_counter()
                 script["model"].zero_grad()
