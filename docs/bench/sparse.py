@@ -281,10 +281,11 @@ def speed(args):
                 times[name].append(time_of(attention, *qkv, dy))
         record.add(f"T = {T}", times={name: t[1:] for name, t in times.items()})
     runs = record.runs()
+    lengths = [T for T in lengths if f"T = {T}" in runs]
     rows = [["", *[f"T = {T}: ms" for T in lengths]]]
     rows[0] += [f"T = {T}: times faster" for T in lengths]
     for name in ("dense", *kinds):
-        found = [runs[f"T = {T}"]["times"] for T in lengths if f"T = {T}" in runs]
+        found = [runs[f"T = {T}"]["times"] for T in lengths]
         row = [f"{statistics.median(times[name]):,.1f}" for times in found]
         for times in found:
             ratios = [a / b for a, b in zip(times["dense"], times[name])]
