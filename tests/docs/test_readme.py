@@ -23,6 +23,8 @@ DOCUMENTS = sorted(
 )
 TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in DOCUMENTS}
 README = TEXTS["README.md"]
+FILES = [path.relative_to(ROOT).as_posix() for path in ROOT.glob("tests/*/*.py")]
+FILES += [path.relative_to(ROOT).as_posix() for path in ROOT.glob("beyond/*.py")]
 PATHS = [*ROOT.glob("*.py"), *ROOT.glob("beyond/*.py")]
 SCRIPTS = sorted(path.relative_to(ROOT).as_posix() for path in PATHS)
 # Options and files of other programs, in code that is no command line of ours
@@ -121,13 +123,20 @@ def wrong_flags(markdown):
         for arg in args:
             if arg.startswith("--") and arg[2:].split("=")[0] not in flags_of(script):
                 wrong.append((script, arg))
-    known = set().union(*map(flags_of, SCRIPTS))
     for text in code(markdown)[1]:
         if text.startswith("--"):
             for flag in re.findall(r"(?<!\S)--[\w-]+", text):
-                if flag[2:] not in known and flag not in FOREIGN:
+                if flag not in FOREIGN and not is_flag(flag[2:]):
                     wrong.append(("any script", flag))
     return wrong
+
+
+def is_flag(name):
+    """Whether a script has this flag, or a file in between has the setting."""
+    if any(name in flags_of(script) for script in SCRIPTS):
+        return True
+    heads = [text.split(" Command line\n")[0] for text in files_in_between().values()]
+    return any(f"\n{name} = " in head for head in heads)
 
 
 def missing_files(markdown):
@@ -145,7 +154,7 @@ def missing_files(markdown):
     for name in names:
         here = (ROOT / name).exists() or (ROOT / "docs" / name).exists()
         here = here or any(
-            f"/{path}".endswith(f"/{name}") for path in files_in_between()
+            f"/{path}".endswith(f"/{name}") for path in [*files_in_between(), *FILES]
         )
         name = name.removeprefix("out_dir/")
         by_us = not name.endswith(".py") and (
