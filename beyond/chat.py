@@ -39,12 +39,12 @@ model_dir = "data/smollm2"  # folder with config.json, tokenizer.json, model.saf
 out_dir = "out/chat"  # folder for the checkpoints best.pt and last.pt
 export_dir = ""  # write the model to this folder, in the format of model_dir
 init_from = "resume"  # from the checkpoints in out_dir, if any; "scratch": start over
-seed = 1337  # for the initial weights, the batches and the sample
+seed = 1337  # for the first weights of LoRA, the batches and the answers
 batch_size = 8  # B: conversations per batch
 block_size = 2048  # tokens of a conversation that the model can see
 data_file = ""  # a {"messages": [...]} per line to learn from; empty: Shakespeare
 max_length = 256  # tokens of a conversation to learn from; the rest is cut off
-max_iters = 0  # training steps; 0: no training, only a sample
+max_iters = 0  # training steps; 0: no training, but a conversation
 log_interval = 10  # steps between lines of progress
 eval_interval = 50  # steps between evaluations
 eval_size = 64  # conversations that an evaluation reads
@@ -174,11 +174,6 @@ def encode(s):
     for word in word_pattern.findall(s):
         ids += encode_word(word)
     return ids
-
-
-def decode(ids):
-    """Turn a list of token ids back into a string."""
-    return b"".join(vocabulary[i] for i in ids).decode(errors="replace")
 
 
 special = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}

@@ -489,7 +489,7 @@ def talk(text, *args):
 
 def test_input_from_a_pipe(llama):
     """Two answers; odd bytes are read, empty lines are not answered; /quit ends."""
-    done = talk(b"the\n\n/reset\n\xff\xfe\xc3\n/quit\nthe\n")
+    done = talk(b"the\n\n/reset\n\xff\xfe\xc3\n/quit\nthe\n", "--temperature=0")
     assert (done.returncode, done.stderr) == (0, b"")
     end = talk(b"the")  # without a newline, and without /quit
     assert (end.returncode, end.stderr) == (0, b"")
