@@ -3,10 +3,11 @@
     python docs/tools/draw.py              all of them, to docs/pictures/
     python docs/tools/draw.py NAME ...     some: bigram, heads, shapes, worth, ...
 
-bigram first trains bigram.py, in the current folder; most others draw what the reports
-in docs/bench have.
+bigram draws the table that docs/tools/weights.py wrote, and counts the pairs in
+data/shakespeare; most others draw what the reports in docs/bench have.
 """
 
+import base64
 import functools
 import html
 import io
@@ -99,19 +100,26 @@ def letters(axes, columns, rows):
 
 def bigram():
     """The table that bigram.py learns, beside the one that counting gives."""
-    names = names_of("bigram.py")
+    script = (DOCS / "tools/weights_bigram.js").read_text(encoding="utf-8")
+    weights = json.loads(script.split(" = ", 1)[1].rstrip(";\n"))
+    vocabulary = weights["chars"]
+    V = len(vocabulary)
+    table = np.frombuffer(base64.b64decode(weights["table"]), "<f4").reshape(V, V)
+    learned = np.exp(table)
+    learned /= learned.sum(axis=1, keepdims=True)
+    text = Path("data/shakespeare/input.txt").read_text(encoding="utf-8")
+    data = np.array([vocabulary.index(c) for c in text[: int(0.9 * len(text))]])
+    pairs = np.bincount(data[:-1] * V + data[1:], minlength=V * V).reshape(V, V)
+    counted = pairs / pairs.sum(axis=1, keepdims=True)
     chars = " aehnotu"
-    ids = names["encode"](chars)
-    learned = names["model"].table.weight.detach().cpu().softmax(dim=1)[ids][:, ids]
-    data, V = names["train_data"].cpu(), names["vocab_size"]
-    counts = (data[:-1] * V + data[1:]).bincount(minlength=V * V).view(V, V).float()
-    counted = (counts / counts.sum(dim=1, keepdim=True))[ids][:, ids]
-    figure, both = plt.subplots(1, 2, figsize=(5.4, 3.4), layout="constrained")
+    ids = [vocabulary.index(c) for c in chars]
+    figure, both = plt.subplots(1, 2, figsize=(5.4, 3.15), layout="constrained")
     for axes, table, title in zip(
         both, (counted, learned), ("counted", "learned by bigram.py")
     ):
-        axes.pcolormesh(table, cmap="Blues", vmin=0, vmax=0.4)
-        for i, row in enumerate(table.tolist()):
+        shown = table[ids][:, ids]
+        axes.pcolormesh(shown, cmap="Blues", vmin=0, vmax=0.4)
+        for i, row in enumerate(shown.tolist()):
             for j, p in enumerate(row):
                 if p >= 0.045:
                     color = "white" if p > 0.25 else "black"
@@ -164,10 +172,10 @@ def qkv():
         axes = figure.add_axes((left, 0.03, 0.27, 0.34))
         strip(axes, matrix, f"{letter}: 32 each", color, text)
         words = dict(color=color, fontsize=12, ha="center", weight="bold")
-        figure.text(left + 0.135, 0.475, f"self.{layer}", **words)
+        figure.text(left + 0.135, 0.482, f"self.{layer}", **words)
         at = dict(xycoords="figure fraction", textcoords="figure fraction")
         middle = left + 0.135
-        for start, end in ((0.59, 0.52), (0.465, 0.425)):
+        for start, end in ((0.59, 0.52), (0.462, 0.42)):
             style = "->" if end < 0.5 else "-"
             arrow = dict(arrowstyle=style, color=color, linewidth=1.8)
             top.annotate("", (middle, end), (middle, start), arrowprops=arrow, **at)
