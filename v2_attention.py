@@ -89,7 +89,7 @@ class Head(nn.Module):
     def __init__(self, head_size):
         super().__init__()
         self.query = nn.Linear(n_embd, head_size)  # what a position is looking for
-        self.key = nn.Linear(n_embd, head_size)  # what a position has to offer
+        self.key = nn.Linear(n_embd, head_size)  # what it can be found by
         self.value = nn.Linear(n_embd, head_size)  # what it passes on if chosen
         # A constant, not a parameter. Row i: True up to column i
         past = torch.ones(block_size, block_size).tril().bool()

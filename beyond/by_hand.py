@@ -300,7 +300,7 @@ class Head(Module):
 
     def __init__(self, head_size):
         self.query = Linear(n_embd, head_size)  # what a position is looking for
-        self.key = Linear(n_embd, head_size)  # what a position has to offer
+        self.key = Linear(n_embd, head_size)  # what it can be found by
         self.value = Linear(n_embd, head_size)  # what it passes on if chosen
         # A constant, not a parameter. Row i: 0 up to column i, then -inf
         future = np.full((block_size, block_size), -np.inf, dtype=np.float32)

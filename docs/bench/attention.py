@@ -1,12 +1,14 @@
-"""What attention does on one line of text: the numbers behind docs/v2_attention.md.
+"""The numbers behind docs/bigram.md and docs/v2_attention.md.
 
     python docs/bench/attention.py
+    python docs/bench/attention.py "step 5" pairs    only these parts; see PARTS
 
-Trains v2_attention.py, changed in several ways, and writes docs/bench/attention.md, and
-.json with the queries, keys and values that the pictures draw. Takes about five
-minutes.
+Trains v2_attention.py and its steps, changed in several ways, and writes
+docs/bench/attention.md, and .json with all values, among them the queries, keys and
+values that the pictures draw. Takes about ten minutes.
 """
 
+import functools
 import io
 import json
 import math
@@ -15,6 +17,7 @@ import runpy
 import sys
 import tempfile
 import time
+from collections import Counter
 from contextlib import redirect_stdout
 from datetime import date
 from pathlib import Path
@@ -24,11 +27,36 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 BENCH = ROOT / "docs/bench"
 LINE = "my father"
+CHARS = "\n aehilnorstuy"  # of the picture of the table of pairs
+NAMED = {" ": "space", "\n": "new line"}
 MASK = "hide the future\n"
 NEAR = "        scores = scores.masked_fill(self.past[:T, :T].tril(-2), -torch.inf)\n"
 NO_MASK = ("        scores = scores.masked_fill(~self.past[:T, :T], -torch.inf)", "")
 NO_SQRT = (" / k.shape[-1] ** 0.5", "")
 Q_K_V = "self.query(x), self.key(x), self.value(x)"
+# Dividing the scores by √hs is the same as dividing queries and keys by its root. Adam
+# makes steps of the same size, whatever the gradient, so for the weights of the two
+# layers it means a smaller start and smaller steps. Here are both of them, separately
+MODEL = "model = AttentionLanguageModel().to(device)\n"
+HALF = """with torch.no_grad():
+    for parameter in [*model.attn.query.parameters(), *model.attn.key.parameters()]:
+        parameter /= n_embd**0.25
+"""
+SMALL_START = (MODEL, MODEL + HALF)
+ADAMW = "optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)\n"
+GROUPS = """few = [*model.attn.query.parameters(), *model.attn.key.parameters()]
+rest = [*model.wte.parameters(), *model.attn.value.parameters()]
+rest += model.lm_head.parameters()
+groups = [{"params": rest}, {"params": few, "lr": learning_rate / n_embd**0.25}]
+optimizer = torch.optim.AdamW(groups, lr=learning_rate)
+"""
+SMALL_STEPS = (ADAMW, GROUPS)
+STUDIES = {
+    "step 5": (5, []),
+    "step 6": (6, []),
+    "step 5, smaller weights at the start": (5, [SMALL_START]),
+    "step 5, smaller steps": (5, [SMALL_STEPS]),
+}
 # What is measured: the name in the report, the flags, what is replaced in the script
 RUNS = {
     "nothing": ([], []),
@@ -97,6 +125,40 @@ def entropies(names):
     for name, divisor in (("with", q.shape[-1] ** 0.5), ("without", 1)):
         found[name] = entropy(softmax_of(scores / divisor))[:, -1].mean().item()
     return found
+
+
+def studied(name):
+    """Steps 5 and 6: the weights before training, and when it has begun."""
+    step, replacements = STUDIES[name]
+    text = changed(file_after(step), replacements)
+    names, _, _ = run(text, ["--max_iters=0", "--max_new_tokens=1"])
+    found = {"before": weights_of(names, step)}
+    names, _, _ = run(text, ["--max_iters=100", "--max_new_tokens=1"])
+    return {name: found | {"after": weights_of(names, step)}}
+
+
+@torch.no_grad()
+def weights_of(names, step):
+    """How spread the scores are, and how settled the weights of the last position.
+
+    The weights of equal characters are added first: without positions, attention cannot
+    tell them apart. slope: the sum of w (1 - w), the derivatives of the weights.
+    """
+    model = names["model"]
+    idx = names["val_data"][: 64 * 200].view(200, 64)
+    x = model.wte(idx)
+    q, k = model.attn.query(x), model.attn.key(x)
+    scores = q @ k.transpose(1, 2)
+    if step == 6:
+        scores = scores / q.shape[-1] ** 0.5
+    weights = softmax_of(scores)
+    last = weights[:, -1]
+    of_char = torch.zeros(200, names["vocab_size"]).scatter_add_(1, idx, last)
+    return {
+        "spread": scores.std().item(),
+        "slope": (1 - (of_char**2).sum(dim=1)).mean().item(),
+        "largest": of_char.max(dim=1).values.mean().item(),
+    }
 
 
 @torch.no_grad()
@@ -168,91 +230,26 @@ def seconds_to_write(source):
     return with_it - (time.perf_counter() - start)
 
 
-def table(head, rows):
-    """A table in Markdown: the cells of its head, and of its rows."""
-    lines = [f"| {' | '.join(head)} |", "|---" + "|---:" * (len(head) - 1) + "|"]
-    for row in rows:
-        lines.append(f"| {' | '.join(row)} |")
-    return [*lines, ""]
-
-
-def write(found):
-    """Write the report, and the JSON with all that was measured."""
-    path = BENCH / "attention.json"
-    path.write_text(json.dumps(found) + "\n", encoding="utf-8")
-    tables = found["tables"]
-    lines = [
-        "# What attention does: python docs/bench/attention.py",
-        "",
-        f"- {platform.machine()}, {torch.get_num_threads()} threads",
-        f"- torch {torch.__version__}, {date.today()}",
-        "- seed 1337, 1,000 steps",
-        "",
-        "### v2_attention.py, changed",
-        "",
-    ]
-    rows = [[name, f"{loss:.4f}"] for name, loss in tables["loss"].items()]
-    lines += table(["change", "val loss"], rows)
-
-    title = "The weights of the last of 64 positions, after step 5, not yet trained"
-    lines += [f"### {title}", ""]
-    start = tables["start"]
-    rows = [["all equal: ln 64", f"{math.log(64):.2f}"]]
-    rows += [["with the square root", f"{start['with']:.2f}"]]
-    rows += [["without the square root", f"{start['without']:.2f}"]]
-    lines += table(["weights", "entropy, nats"], rows)
-    spread = start["spread of the scores"]
-    lines += [f"Standard deviation of the scores: {spread:.2f}.", ""]
-
-    lines += ["### Where the weight goes after step 6, trained", ""]
-    rows = [["the same character, itself included", f"{100 * tables['own']:.0f}"]]
-    lines += table(["positions", "%"], rows)
-
-    lines += ["### The softmax of 64 dot products of random vectors", ""]
-    head = ["hs", "entropy, without √hs", "largest weight"]
-    head += ["entropy, with √hs", "largest"]
-    rows = []
-    for hs, row in tables["random"].items():
-        cells = [f"{hs}"]
-        for name in ("without", "with"):
-            cells.append(f"{row[name]['entropy']:.2f}")
-            cells.append(f"{row[name]['largest weight']:.2f}")
-        rows.append(cells)
-    lines += table(head, rows)
-
-    lines += ["### Tables made by counting, 0.01 added to each count", ""]
-    rows = [[f"{n}", f"{loss:.4f}"] for n, loss in tables["n-grams"].items()]
-    lines += table(["characters", "val loss"], rows)
-
-    lines += ["### To write 2,000 characters", ""]
-    rows = [[name, f"{seconds:.1f}"] for name, seconds in tables["seconds"].items()]
-    lines += table(["file", "s"], rows)
-
-    lines += ["### What it writes", ""]
-    for name in ("nothing", "without the mask"):
-        lines += [f"{name}:", "", "```text", tables["sample"][name][:300], "```", ""]
-    text = "\n".join(lines).rstrip() + "\n"
-    (BENCH / "attention.md").write_text(text, encoding="utf-8")
-
-
-def main():
+# ------------------------------------------------------------------------------- Parts
+def files():
+    """{"00_bigram": text, "01_...": text, ...}: bigram.py and the files after it."""
+    bigram = (ROOT / "bigram.py").read_text(encoding="utf-8")
     steps = runpy.run_path(str(ROOT / "docs/tools/steps.py"))["steps"]
-    files = steps((ROOT / "bigram.py").read_text(encoding="utf-8"))
-    after = {}
-    for name, text in files.items():
+    found = {"00_bigram": bigram}
+    for name, text in steps(bigram).items():
         if name.startswith("v2_attention/"):
-            after[Path(name).stem] = text
-    start, writing, own = {}, {}, None
-    for name, text in after.items():
-        if name.startswith("05_"):
-            names, _, _ = run(text, ["--max_iters=0"])
-            start = entropies(names)
-        if name.startswith("06_"):
-            names, _, _ = run(text, ["--max_new_tokens=1"])
-            own = weight_of_own_character(names)
-        if name.startswith(("06_", "07_")):
-            writing[name] = seconds_to_write(text)
+            found[Path(name).stem] = text
+    return found
 
+
+def file_after(number):
+    """The text of the file after a step."""
+    (text,) = [t for name, t in files().items() if name.startswith(f"{number:02d}_")]
+    return text
+
+
+def script():
+    """v2_attention.py, changed: losses, samples, the line; tables of n-grams."""
     source = (ROOT / "v2_attention.py").read_text(encoding="utf-8")
     losses, samples, line, grams = {}, {}, {}, {}
     for name, (flags, replacements) in RUNS.items():
@@ -262,10 +259,165 @@ def main():
             line = line_of(names)
             for n in (1, 2, 3):
                 grams[n] = counted(names, n)
-    random = {hs: random_vectors(hs) for hs in (8, 32, 128)}
-    tables = {"loss": losses, "sample": samples, "random": random, "start": start}
-    tables |= {"n-grams": grams, "seconds": writing, "own": own}
-    write({"tables": tables, "line": line})
+    return {"loss": losses, "sample": samples, "line": line, "n-grams": grams}
+
+
+def before():
+    """The loss of the first two files before training, and the weights of step 5."""
+    losses = {}
+    for name, text in list(files().items())[:2]:
+        _, losses[name], _ = run(text, ["--max_iters=0", "--max_new_tokens=1"])
+    names, _, _ = run(file_after(5), ["--max_iters=0", "--max_new_tokens=1"])
+    return {"untrained": losses, "start": entropies(names)}
+
+
+def own():
+    """Step 6, trained: where the weight goes."""
+    names, _, _ = run(file_after(6), ["--max_new_tokens=1"])
+    return {"own": weight_of_own_character(names)}
+
+
+def pairs():
+    """What follows a character, and what bigram.py has learned of it."""
+    names, _, _ = run(file_after(0), [])
+    following = {}
+    text = names["text"]
+    for char in "th":
+        counts = Counter(b for a, b in zip(text, text[1:]) if a == char)
+        for other, count in counts.most_common(4):
+            percent = 100 * count / counts.total()
+            following[f"{char} {NAMED.get(other, other)}"] = percent
+    ids = names["encode"](CHARS)
+    learned = names["model"].table.weight.detach().softmax(dim=1)[ids][:, ids]
+    data, V = names["train_data"], names["vocab_size"]
+    counts = (data[:-1] * V + data[1:]).bincount(minlength=V * V).view(V, V)
+    exact = (counts / counts.sum(dim=1, keepdim=True))[ids][:, ids]
+    difference = 100 * (learned - exact).abs().max().item()
+    return {"following": following, "learned": [len(CHARS) ** 2, difference]}
+
+
+def seconds():
+    """The time that a long sample takes, without a limit to the context and with it."""
+    writing = {}
+    for name, text in files().items():
+        if name.startswith(("06_", "07_")):
+            writing[name] = seconds_to_write(text)
+    return {"seconds": writing}
+
+
+def vectors():
+    """The softmax of random dot products."""
+    return {"random": {hs: random_vectors(hs) for hs in (8, 32, 128)}}
+
+
+PARTS = [script, before, own, pairs, seconds, vectors]
+PARTS = {part.__name__: part for part in PARTS}
+PARTS |= {name: functools.partial(studied, name) for name in STUDIES}
+
+
+# ------------------------------------------------------------------------------ Report
+def table(head, rows):
+    """A table in Markdown: the cells of its head, and of its rows."""
+    lines = [f"| {' | '.join(head)} |", "|---" + "|---:" * (len(head) - 1) + "|"]
+    for row in rows:
+        lines.append(f"| {' | '.join(row)} |")
+    return [*lines, ""]
+
+
+def report(found):
+    """The report as Markdown."""
+    lines = [
+        "# What attention does: python docs/bench/attention.py",
+        "",
+        f"- {platform.machine()}, {torch.get_num_threads()} threads",
+        f"- torch {torch.__version__}, {date.today()}",
+        "- seed 1337, 1,000 steps",
+        "",
+        "### What follows a character, in percent",
+        "",
+    ]
+    rows = []
+    for pair, percent in found["following"].items():
+        first, _, second = pair.partition(" ")
+        rows.append([first, second, f"{percent:.1f}"])
+    lines += table(["character", "followed by", "%"], rows)
+
+    lines += ["### The table of bigram.py, learned and counted", ""]
+    count, difference = found["learned"]
+    head = ["probabilities", "largest difference, %"]
+    lines += table(head, [[f"of {count} pairs", f"{difference:.2f}"]])
+
+    lines += ["### Before training", ""]
+    rows = [[name, f"{loss:.4f}"] for name, loss in found["untrained"].items()]
+    lines += table(["file", "val loss"], rows)
+
+    lines += ["### v2_attention.py, changed", ""]
+    rows = [[name, f"{loss:.4f}"] for name, loss in found["loss"].items()]
+    lines += table(["change", "val loss"], rows)
+
+    title = "The weights of the last of 64 positions, after step 5, not yet trained"
+    lines += [f"### {title}", ""]
+    start = found["start"]
+    rows = [["all equal: ln 64", f"{math.log(64):.2f}"]]
+    rows += [["with the square root", f"{start['with']:.2f}"]]
+    rows += [["without the square root", f"{start['without']:.2f}"]]
+    lines += table(["weights", "entropy, nats"], rows)
+    spread = start["spread of the scores"]
+    lines += [f"Standard deviation of the scores: {spread:.2f}.", ""]
+
+    lines += ["### The weights of the last of 64 positions, by character", ""]
+    head = ["file", "training steps", "spread of the scores"]
+    head += ["largest weight", "sum of w (1 - w)"]
+    rows = []
+    for name in STUDIES:
+        for steps, when in (("0", "before"), ("100", "after")):
+            cells = [found[name][when][key] for key in ("spread", "largest", "slope")]
+            rows.append([name, steps, *(f"{cell:.2f}" for cell in cells)])
+    lines += table(head, rows)
+
+    lines += ["### Where the weight goes after step 6, trained", ""]
+    rows = [["the same character, itself included", f"{100 * found['own']:.0f}"]]
+    lines += table(["positions", "%"], rows)
+
+    lines += ["### The softmax of 64 dot products of random vectors", ""]
+    head = ["hs", "entropy, without √hs", "largest weight"]
+    head += ["entropy, with √hs", "largest"]
+    rows = []
+    for hs, row in found["random"].items():
+        cells = [f"{hs}"]
+        for name in ("without", "with"):
+            cells.append(f"{row[name]['entropy']:.2f}")
+            cells.append(f"{row[name]['largest weight']:.2f}")
+        rows.append(cells)
+    lines += table(head, rows)
+
+    lines += ["### Tables made by counting, 0.01 added to each count", ""]
+    rows = [[f"{n}", f"{loss:.4f}"] for n, loss in found["n-grams"].items()]
+    lines += table(["characters", "val loss"], rows)
+
+    lines += ["### To write 2,000 characters", ""]
+    rows = [[name, f"{seconds:.1f}"] for name, seconds in found["seconds"].items()]
+    lines += table(["file", "s"], rows)
+
+    lines += ["### What it writes", ""]
+    for name in ("nothing", "without the mask"):
+        lines += [f"{name}:", "", "```text", found["sample"][name][:300], "```", ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def main():
+    chosen = sys.argv[1:] or list(PARTS)
+    path = BENCH / "attention.json"
+    for name in chosen:
+        result = json.loads(json.dumps(PARTS[name]()))  # its keys become strings
+        found = json.loads(path.read_text(encoding="utf-8"))
+        found["tables"] |= result
+        if "line" in result:
+            found["line"] = found["tables"].pop("line")
+        path.write_text(json.dumps(found) + "\n", encoding="utf-8")
+        print(f"{name}: done", flush=True)
+    text = report(json.loads(path.read_text(encoding="utf-8"))["tables"])
+    (BENCH / "attention.md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

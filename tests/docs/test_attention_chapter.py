@@ -61,8 +61,8 @@ def softmax(scores):
 # ----------------------------------------------------------------------- Small examples
 def test_products_are_right():
     """Every "2*2 + 1*1  =  5" of the chapter."""
-    found = re.findall(r"((?:-?\d\*-?\d \+ )+-?\d\*-?\d) += +(-?\d)", CHAPTER)
-    assert len(found) >= 5
+    found = re.findall(r"((?:-?\d\*-?\d \+ )+-?\d\*-?\d) += +(-?\d+)", CHAPTER)
+    assert len(found) >= 10
     for sum_of_products, result in found:
         assert eval(sum_of_products) == int(result)
 
@@ -73,6 +73,14 @@ def test_the_average_of_three():
     rows = np.array(rows, dtype=float)
     assert rows.shape == (3, 4)
     assert np.allclose(np.full((3, 3), 1 / 3) @ rows[:, :2], rows[:, 2:])
+
+
+def test_the_average_is_the_same_everywhere():
+    """Step 2: the same prediction at all positions; step 3: not."""
+    for step, equal in (("02", True), ("03", False)):
+        names = names_of(step)
+        logits = names["model"].logits(names["val_data"][None, :64])[0]
+        assert torch.allclose(logits, logits[:1], atol=1e-5) == equal
 
 
 def test_the_mask_in_numbers():
@@ -119,9 +127,22 @@ def test_query_key_value_in_numbers():
 
 
 def test_positions_in_numbers():
+    """Queries and keys of the example, by linear layers, find the position before."""
     text = section("8. Positions")
-    what, where, x = (row(text, name) for name in ("wte  what", "wpe  where", "x"))
-    assert (np.array(what) + where).tolist() == x
+    names = ("wte  what", "wpe  where", "x", "key", "query")
+    what, where, x, key, query = (np.array(row(text, name)) for name in names)
+    assert (what + where).tolist() == x.tolist()
+    x, key, query = x.reshape(3, 4), key.reshape(3, 2), query.reshape(3, 2)
+    as_it_is = np.array([[0, 0], [0, 0], [1, 0], [0, 1]])
+    turned_back = np.array([[0, 0], [0, 0], [0, -1], [1, 0]])
+    assert np.array_equal(x @ as_it_is, key)
+    assert np.array_equal(x @ turned_back, query)
+    scores = query @ key.T
+    said = re.findall(r"^position (\d) looks at (\d): .* = +(\d+)$", text, re.M)
+    assert len(said) == 5
+    for i, j, score in said:
+        assert scores[int(i), int(j)] == int(score)
+    assert scores[1].argmax() == 0 and scores[2].argmax() == 1
 
 
 # ------------------------------------------------------------------------ The real line
@@ -186,6 +207,34 @@ def test_random_dot_products_have_variance_hs():
     assert (q * k).sum(dim=1).var().item() == pytest.approx(128, rel=0.05)
 
 
+def test_dividing_the_scores_is_dividing_the_weights():
+    """Step 5 with smaller weights in query and key starts as step 6 does."""
+    five, six = names_of("05"), names_of("06")
+    idx = five["val_data"][None, :64]
+    attention = five["model"].attn
+    with torch.no_grad():
+        assert not torch.allclose(five["model"].logits(idx), six["model"].logits(idx))
+        for layer in (attention.query, attention.key):
+            layer.weight /= 128**0.25
+            layer.bias /= 128**0.25
+        torch.testing.assert_close(five["model"].logits(idx), six["model"].logits(idx))
+
+
+def test_similarity_has_no_gradient():
+    """Step 4: a weight on another character is 0 for training, and so is its slope."""
+    names = names_of("04")
+    model, idx = names["model"], names["val_data"][None, :64]
+    x = model.wte(idx)
+    scores = (x @ x.transpose(1, 2)).detach().requires_grad_()
+    future = torch.ones(64, 64).triu(1).bool()
+    weights = F.softmax(scores.masked_fill(future, -torch.inf), dim=-1)
+    others = idx[:, :, None] != idx[:, None, :]
+    assert (weights * others).max().item() < 1e-12
+    logits = model.lm_head(weights @ x)
+    F.cross_entropy(logits[0], names["val_data"][1:65]).backward()
+    assert (scores.grad * others).abs().max().item() < 1e-12
+
+
 def test_similar_means_itself():
     """Step 4: the dot product of a random vector with itself and with another."""
     torch.manual_seed(1)
@@ -197,15 +246,23 @@ def test_similar_means_itself():
 
 
 def test_every_step_has_its_parts():
-    """A prediction, a command, a measurement, a sample and a question with its answer.
-
-    Step 7 has its command over two lines.
+    """What to look for, the diff, a prediction, a command, and what was measured, in
+    this order; and a question with its answer.
     """
     steps = re.findall(r"^## \d\. .*?(?=^## )", CHAPTER, re.M | re.S)
     assert len(steps) == CHAPTER.count("\n```diff\n")
     for step in steps:
-        for part in ("**In the diff**", "**Predict**", "**Run**", "*Measured:*"):
-            assert part in step, (part, step[:60])
+        parts = [
+            "**In the diff**",
+            "```diff\n",
+            "**Predict**",
+            "**Run**",
+            "*Measured:*",
+        ]
+        places = [step.index(part) for part in parts]
+        assert places == sorted(places), step[:60]
+        command = step[places[3] : places[4]]
+        assert "--prompt=ROMEO:`" in " ".join(command.split()), step[:60]
         assert "<details><summary>" in step
     titles = re.findall(r"^## (.*)$", CHAPTER, re.M)
     assert not [title for title in titles if " and " in title]

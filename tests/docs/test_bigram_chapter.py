@@ -58,6 +58,25 @@ def test_softmax_in_numbers():
     assert one == 1
 
 
+def test_temperature_in_numbers():
+    section = CHAPTER.split("## 9. Sampling\n")[1].split("\n## ")[0]
+    logits = [float(z) for z in re.search(r"^logits +(.*)$", section, re.M)[1].split()]
+    rows = re.findall(r"^temperature (\S+) +(.*)$", section, re.M)
+    assert [float(temperature) for temperature, _ in rows] == [0.5, 1, 2]
+    for temperature, probabilities in rows:
+        exact = softmax(z / float(temperature) for z in logits)
+        assert probabilities.split() == [f"{p:.2f}" for p in exact]
+
+
+def test_a_row_has_learned_when_it_holds_the_frequencies():
+    """The gradient of row t over a batch is 0 at the frequencies of what followed."""
+    followers = torch.tensor([0, 0, 0, 1, 1, 2])
+    frequencies = followers.bincount() / len(followers)
+    row = frequencies.log().requires_grad_()
+    F.cross_entropy(row.expand(6, 3), followers).backward()
+    torch.testing.assert_close(row.grad, torch.zeros(3))
+
+
 def test_losses_in_numbers():
     prose = " ".join(CHAPTER.split())
     for p, loss in re.findall(r"p = (0\.\d+) gives (\d\.\d+)", prose):

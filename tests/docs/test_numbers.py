@@ -19,12 +19,7 @@ sys.path.insert(0, str(ROOT / "docs/tools"))
 import cells  # noqa: E402
 
 # Documents whose numbers are not bound to cells yet
-PENDING = {
-    "docs/chat.md",
-    "docs/compare.md",
-    "docs/reproduce_gpt2.md",
-    "docs/troubleshooting.md",
-}
+PENDING = set()
 DOCUMENTS = sorted(
     path.relative_to(ROOT).as_posix()
     for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]
