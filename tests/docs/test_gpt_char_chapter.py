@@ -3,6 +3,7 @@
 Every number is read from the chapter, so a typing error in an example fails a test.
 """
 
+import json
 import re
 import subprocess
 import sys
@@ -208,6 +209,16 @@ def test_samples_are_those_of_the_reports():
             assert [re.sub(r" +$", "", s, flags=re.M) for s in shown] == [
                 samples[number]
             ], number
+
+
+def test_the_last_sample_is_that_of_the_report():
+    report = (ROOT / "docs/bench/curves.json").read_text(encoding="utf-8")
+    samples = json.loads(report)["tables"]["gpt_char"]["samples"]
+    *_, (_, last) = samples.items()
+    (shown,) = re.findall(
+        r"^## What it writes.*?^```text\n(.*?)```", CHAPTER, re.M | re.S
+    )
+    assert last.startswith(shown)
 
 
 def test_a_step_with_another_loss_is_in_the_picture():
