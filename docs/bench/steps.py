@@ -37,7 +37,7 @@ BENCH = ROOT / "docs/bench"
 # Where a chapter starts; training steps that show something, and enough for the time
 CHAPTERS = {
     "v2_attention": ("bigram", 1000, 300),
-    "gpt_char": ("v2_attention", 1000, 100),
+    "gpt_char": ("v2_attention", 300, 100),
     "gpt2_train": ("gpt_char", 250, 60),
     "sparse_gpt": ("gpt2_train", 250, 30),
     "by_hand": ("bigram", 1000, 300),
