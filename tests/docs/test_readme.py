@@ -23,8 +23,9 @@ DOCUMENTS = sorted(
 )
 TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in DOCUMENTS}
 README = TEXTS["README.md"]
-FILES = [path.relative_to(ROOT).as_posix() for path in ROOT.glob("tests/*/*.py")]
-FILES += [path.relative_to(ROOT).as_posix() for path in ROOT.glob("beyond/*.py")]
+FILES = []  # a document may name a program without its folder
+for pattern in ("beyond/*.py", "docs/*/*.py", "tests/*/*.py"):
+    FILES += [path.relative_to(ROOT).as_posix() for path in ROOT.glob(pattern)]
 PATHS = [*ROOT.glob("*.py"), *ROOT.glob("beyond/*.py")]
 SCRIPTS = sorted(path.relative_to(ROOT).as_posix() for path in PATHS)
 # Options and files of other programs, in code that is no command line of ours
@@ -33,6 +34,7 @@ FOREIGN = {
     "generation_config.json",
     "model.safetensors",
     "--nproc_per_node",
+    "--max-restarts",
     "--depth",
     "--word-diff",
     "--help",
