@@ -475,8 +475,7 @@ def architecture():
         "the residual stream</text>"
     )
     out.append("</svg>")
-    path = DOCS / "pictures/architecture.svg"
-    path.write_text("\n".join(out) + "\n", encoding="utf-8")
+    write("architecture", "\n".join(out))
 
 
 def muon():
@@ -628,7 +627,7 @@ def patterns():
     what += f"T = {T}, stride l = {stride}, summary c = {summary}"
     out.append(f'<text x="20" y="372" fill="#555555">{what}</text>')
     out.append("</svg>")
-    (DOCS / "pictures/patterns.svg").write_text("\n".join(out) + "\n", encoding="utf-8")
+    write("patterns", "\n".join(out))
 
 
 def layouts():
