@@ -41,16 +41,12 @@ def expected(pattern, hop, i, j):
 
 @pytest.mark.parametrize("pattern", ["fixed", "strided"])
 @pytest.mark.parametrize("hop", [0, 1])
-def test_what_is_seen_and_what_is_computed(draw, names, pattern, hop):
+def test_what_is_seen(draw, names, pattern, hop):
     one = names["patterns"][pattern][hop]
     seen = draw["seen_by"](names, one, T)
-    computed = draw["computed"](names, one, T)
     for i in range(T):
         for j in range(T):
             assert seen[i, j] == expected(pattern, hop, i, j), (i, j)
-            if seen[i, j]:
-                assert (i, j) in computed, "nothing that is seen is left out"
-    assert len(computed) <= T * T / 2  # and the rest is saved
 
 
 def test_no_code_is_cut_out_of_a_script():
