@@ -575,7 +575,7 @@ def attend(q, k, v, hop, p):
         y = attention(q_group, k_group, v_group, p, mask)
         if group.blind is not None:
             y = y.masked_fill(group.blind, 0.0)
-        results.append(y.view(B, nh, m * tile, hs))
+        results.append(y.reshape(B, nh, m * tile, hs))
     y = torch.cat(results, dim=2)
     return y.index_select(2, place[:T])  # scatter back
 

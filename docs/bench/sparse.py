@@ -304,8 +304,8 @@ process; medians of the rounds, and the median of the ratios within the rounds.
 def sampling(args):
     """The next token at position 8,000, from a cache that is full."""
     record = Record("sampling", args)
-    T, tokens = 8192, 64
-    flags = ["--n_layer=4", "--n_embd=256", "--n_head=4", "--no-bfloat16"]
+    T, tokens = 8192, 16
+    flags = ["--n_layer=2", "--n_embd=256", "--n_head=4", "--no-bfloat16"]
     flags.append(f"--total_batch_size={T}")
     patterns = [name for name in PATTERNS if name != "selection"]  # it keeps all
     for pattern in patterns:
@@ -344,8 +344,8 @@ def sampling(args):
             row = [pattern, f"{1000 / run['ms']:,.0f}", f"{faster:.1f}"]
             rows.append([*row, f"{run['MB']:.2f}", "yes" if run["same"] else "no"])
     notes = """
-One text, 4 layers, 256 channels, 4 heads, float32, random weights. Tokens a second:
-median of the 128 tokens around position 8,000. Cache: keys and values of all layers.
+One text, 2 layers, 256 channels, 4 heads, float32, random weights. Tokens a second:
+median of the 32 tokens around position 8,000. Cache: keys and values of all layers.
 Same token: the likeliest next token is that of a pass over all positions at once.
 """
     write_report("sampling", notes, {"At position 8,000": rows}, runs)
