@@ -39,6 +39,8 @@ class Part(NamedTuple):
 # What is no measurement, or one that all.py does not repeat
 OTHERS = {"all", "lab", "inside", "peers", "steps", "gpu", "mutants"}
 FLAGS = {"effects": "--minutes=600"}
+# Programs with several reports: sparse.py NAME writes sparse_NAME.md
+MANY = {"sparse": "counts speed sampling crossover recall equal_time".split()}
 # Reports of what is over, or of what needs another machine or a change of a script
 HISTORY = {
     "gpu": "python docs/bench/gpu.py, on a GPU",
@@ -47,6 +49,7 @@ HISTORY = {
     "mutants": "python docs/bench/mutants.py, which tests the tests",
     "operations": "where the time of a step goes, before and after a change",
     "plain": "what the plainer scripts cost in speed",
+    "sparse": "dense, strided and fixed, before the patterns were written again",
     "short_float32": "short.py --suffix=_float32, on a CPU without bfloat16",
     "texts_float32": "texts.py, on a CPU without bfloat16 (see its head)",
 }
@@ -62,7 +65,11 @@ def find_parts():
         code = path.read_text(encoding="utf-8")
         title = ast.get_docstring(ast.parse(code)).split("\n")[0]
         command = f"{name}.py {FLAGS.get(name, '')}".strip()
-        parts.append(Part(name, title, command, "\nimport lab\n" in code))
+        has_lab = "\nimport lab\n" in code
+        if name not in MANY:
+            parts.append(Part(name, title, command, has_lab))
+        for report in MANY.get(name, []):
+            parts.append(Part(f"{name}_{report}", title, f"{command} {report}", False))
     for chapter in ("v2_attention", "gpt_char", "gpt2_train", "sparse_gpt"):
         title = f"What the steps of {chapter}.md change."
         command = f"steps.py --chapter={chapter}"
