@@ -11,9 +11,9 @@
 Everything runs on one thread. The report is docs/bench/sparse_PART.md. What is timed
 or trained is kept in sparse_PART.json and not repeated, so a run can be interrupted:
 delete the file to start again. --only=WORDS takes the runs whose name contains one of
-them, --minutes stops after so many. All parts together take about an hour; what is
-timed wants a machine that does nothing else. Recall and equal_time count steps, not
-seconds, so they can share it.
+them, --minutes stops after so many. What is timed wants a machine that does nothing
+else. Recall and equal_time count steps, not seconds, so they can share it. These two
+and steps were never run to their end: how long they take is not known.
 """
 
 import argparse
