@@ -89,6 +89,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--note", default="nothing else was running")
     args = parser.parse_args()
     os.chdir(ROOT)
     torch.set_num_threads(args.threads)
@@ -136,12 +137,13 @@ def main():
     commit = subprocess.run(commit, capture_output=True, text=True).stdout.strip()
     lines = ["# How fast chat.py writes", ""]
     lines += [f"- torch: {torch.__version__}, transformers: {transformers.__version__}"]
-    lines += [f"- python: {platform.python_version()}", f"- threads: {args.threads}"]
+    lines += [f"- python: {platform.python_version()}"]
+    lines += [f"- threads: {args.threads}; {args.note}"]
     lines += [f"- weights: {folder}", f"- date: {datetime.date.today()}"]
     lines += [f"- this repository: {commit} and the steps committed with it", ""]
     lines += ["## Writing", ""]
-    lines += [f"{TOKENS} tokens after a prompt of {len(ids)}, which is read first; in "]
-    lines[-1] += f"turn, median of {args.rounds}. The bound: if the weights of a token "
+    lines += [f"{TOKENS} tokens after a prompt of {len(ids)}, which is read first; in"]
+    lines[-1] += f" turn, median of {args.rounds}. The bound: if the weights of a token"
     lines += [f"were read at {bandwidth:.1f} GB/s, as a sum over them is.", ""]
     lines += ["|  | tokens/s | MB per token | bound tokens/s | part of the bound |"]
     lines[-1] += " loss |"
