@@ -446,10 +446,10 @@ def attention(q, k, v, p, mask=None):
     mask (T, S): 0 where a query sees one of S keys and -inf elsewhere.
     """
     T = q.shape[-2]
-    if mask is not None:
-        mask = mask.to(q.dtype)
     if T == 1 or device != "cpu" or (mask is None and not bfloat16):
         causal = mask is None and T > 1
+        if mask is not None:
+            mask = mask == 0  # PyTorch's function takes True for what is seen
         return F.scaled_dot_product_attention(q, k, v, mask, p, is_causal=causal)
     # On a CPU in half precision, or with a mask, it is faster written out
     if mask is None:
@@ -640,6 +640,8 @@ class KVCache:
         end = self.length + k.shape[2]
         new = np.arange(self.length, end)
         new = new[last[new] >= end - 1]
+        if len(new) == 0:  # nobody will see any of them
+            return
         held[where[new]] = new
         there = torch.from_numpy(where[new]).to(k.device)
         new = torch.from_numpy(new - self.length).to(k.device)
