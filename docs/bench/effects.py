@@ -101,7 +101,7 @@ def run(path, flags, threads=0):
 # --------------------------------------------------------------------------- Measuring
 def saved():
     """All that was measured so far; another process may add something, too."""
-    found = {"runs": {}, "times": {}, "spectrum": {}}
+    found = {"runs": {}, "times": {}, "spectrum": {}, "norms": {}}
     if RECORD.exists():
         found |= json.loads(RECORD.read_text(encoding="utf-8"))
     return found
@@ -201,6 +201,26 @@ def measure_spectrum(path_of):
     save("spectrum", "code", code_of(path))
 
 
+def measure_norms(path_of):
+    """How long the gradient is in each step of step 8, before it is clipped."""
+    path = path_of("08")
+    if saved()["norms"].get("code") == code_of(path):
+        return
+    norms = []
+    clip = torch.nn.utils.clip_grad_norm_
+
+    def clip_and_record(*args):
+        norm = clip(*args)
+        norms.append(norm.item())
+        return norm
+
+    torch.nn.utils.clip_grad_norm_ = clip_and_record
+    names_of(path, "--max_iters=300")
+    torch.nn.utils.clip_grad_norm_ = clip
+    save("norms", "step 8", norms)
+    save("norms", "code", code_of(path))
+
+
 # ----------------------------------------------------------------------------- Reports
 def loss_row(name, file, flags, output):
     """A run as a row of the table: its first and its last lines."""
@@ -212,6 +232,19 @@ def loss_row(name, file, flags, output):
     if not train:
         cells.append("")
     return "| " + " | ".join([*cells, f"{lowest:.4f}", final]) + " |"
+
+
+def norm_lines(norms):
+    """The table of gradient norms."""
+    lines = ["", "## Norms of gradients", ""]
+    lines += ["Step 8, the norm of the gradient in each step, before it is clipped.", ""]
+    heads = "steps | smallest | median | largest | steps with a norm above 1"
+    lines += [f"| part of the run | {heads} |", "|---|---:|---:|---:|---:|---:|"]
+    for name, part in (("all", norms), ("the last hundred", norms[-100:])):
+        cells = [f"{f(part):.2f}" for f in (min, statistics.median, max)]
+        above = sum(norm > 1 for norm in part)
+        lines.append(f"| {name} | {len(part)} | {' | '.join(cells)} | {above} |")
+    return lines
 
 
 def report(found):
@@ -245,6 +278,8 @@ def report(found):
         median = statistics.median(values)
         cells = [f"{s:.5f}" for s in (values[0], values[9], median)]
         lines.append(f"| {name} | {' | '.join(cells)} | {values[0] / median:.0f} |")
+    if "step 8" in found["norms"]:
+        lines += norm_lines(found["norms"]["step 8"])
     if "a longer run" in found["runs"]:
         sample = found["runs"]["a longer run"]["output"].split("-" * 80)[1].strip()
         lines += ["", "## What step 6 writes after 1,000 steps", "", "```text"]
@@ -275,6 +310,7 @@ def main():
         else:
             measure_losses(path_of, end)
             measure_spectrum(path_of)
+            measure_norms(path_of)
     (BENCH / "effects.md").write_text(report(saved()), encoding="utf-8")
 
 
