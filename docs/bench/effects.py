@@ -49,6 +49,7 @@ RUNS = [
     ("first lines, 12 blocks", "17", "--max_iters=1 --n_layer=12"),
     ("first lines, 12 blocks, quiet start", "18", "--max_iters=1 --n_layer=12"),
     ("unclipped, rate 3", "07", "--learning_rate=3 --max_iters=300"),
+    ("clipped, rate 1", "08", "--learning_rate=1 --max_iters=300"),
     ("a longer run, 1 block", "06", "--max_iters=1000 --n_layer=1"),
     ("a longer run", "06", "--max_iters=1000"),
     ("constant rate", "10", "--max_iters=1000"),
@@ -237,7 +238,7 @@ def loss_row(name, file, flags, output):
 def norm_lines(norms):
     """The table of gradient norms."""
     lines = ["", "## Norms of gradients", ""]
-    lines += ["Step 8, the norm of the gradient in each step, before it is clipped.", ""]
+    lines += ["The norm of the gradient in each step of step 8, before clipping.", ""]
     heads = "steps | smallest | median | largest | steps with a norm above 1"
     lines += [f"| part of the run | {heads} |", "|---|---:|---:|---:|---:|---:|"]
     for name, part in (("all", norms), ("the last hundred", norms[-100:])):

@@ -340,7 +340,7 @@ def shapes():
         place = ((8.5 + 17 * i, 32), 3.6, 12)
         axes.add_patch(FancyBboxPatch(*place, facecolor=four[i], **style))
     text(85, 38, "(B, nh, T, hs)")
-    arrow(29, "transpose, view")
+    arrow(29, "transpose, reshape")
     row(7, 24, 6)
     text(82, 13, "(B, T, C)")
     text(50, 1, "one colour: one head;  C = nh · hs")

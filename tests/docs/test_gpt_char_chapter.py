@@ -21,8 +21,12 @@ NUMBER = r"-?\d+\.?\d*"
 
 def section(title):
     """The prose of a step, without its diff."""
-    body = re.search(rf"^## \d+\. {title}.*?\n(.*?)^```diff", CHAPTER, re.M | re.S)
-    return body[1]
+    body = re.search(rf"^## \d+\. {title}.*?\n(.*?)^## ", CHAPTER, re.M | re.S)
+    return without_diff(body[1])
+
+
+def without_diff(text):
+    return re.sub(r"^```diff\n.*?^```$", "", text, flags=re.M | re.S)
 
 
 def example(title, start):
@@ -166,12 +170,9 @@ def test_neighbours_of_1_in_bfloat16():
 
 # -------------------------------------------------------------------- Parts and samples
 def steps_of_the_chapter():
-    """{number: prose} of every step, without its diff."""
-    found = {}
-    for part in re.split(r"^## (?=\d)", CHAPTER, flags=re.M)[1:]:
-        prose, *_ = part.split("\n```diff\n")
-        found[int(part.split(".")[0])] = prose
-    return found
+    """{number: text} of every step, with its diff."""
+    steps = re.findall(r"^## (\d+)\. (.*?)(?=^## )", CHAPTER, re.M | re.S)
+    return {int(number): text for number, text in steps}
 
 
 def reported(name):
@@ -179,15 +180,39 @@ def reported(name):
 
 
 def test_every_step_has_its_parts():
-    """A prediction, a command, a measurement and a question with its answer."""
+    """What to look for, the diff, a prediction, a command, and what was measured, in
+    this order; and a question with its answer.
+    """
     steps = steps_of_the_chapter()
     assert list(steps) == list(range(1, 31))
-    for number, prose in steps.items():
-        for part in ("**In the diff**", "**Predict**", "**Run**", "*Measured:*"):
-            assert part in prose, (number, part)
-        assert prose.count("<details><summary>") == 1, number
+    for number, step in steps.items():
+        parts = [
+            "**In the diff**",
+            "\n```diff\n",
+            "**Predict**",
+            "**Run**",
+            "*Measured:*",
+        ]
+        places = [step.index(part) for part in parts]
+        assert places == sorted(places), number
+        between = step[places[0] : places[1]].strip()
+        assert "\n\n" not in between, number  # the diff stands directly below
+        assert step.count("<details><summary>") == 1, number
     titles = re.findall(r"^## (.*)$", CHAPTER, re.M)
     assert not [title for title in titles if " and " in title]
+
+
+def test_a_command_whose_sample_is_shown_has_its_prompt():
+    for number, step in steps_of_the_chapter().items():
+        command, measured = step.split("**Run**")[1].split("*Measured:*")
+        if re.search(r"^```text\nROMEO:", measured, re.M):
+            first = command.split("`")[1]
+            assert first.split()[-1] == "--prompt=ROMEO:", number
+
+
+def test_no_prediction_is_given_away():
+    """The picture of all losses comes after the last step."""
+    assert CHAPTER.index("pictures/worth.svg") > CHAPTER.index("\n## 30. ")
 
 
 def test_samples_are_those_of_the_reports():
@@ -198,7 +223,8 @@ def test_samples_are_those_of_the_reports():
     for number, sample in found:
         samples[int(number)] = re.sub(r" +$", "", sample, flags=re.M)
     long_sample = reported("effects").split("after 1,000 steps\n\n```text\n")[1]
-    for number, prose in steps_of_the_chapter().items():
+    for number, step in steps_of_the_chapter().items():
+        prose = without_diff(step)
         shown = re.findall(r"^```text\n(ROMEO:.*?)\n```$", prose, re.M | re.S)
         if number == 6:  # the file of step 5 with another name, trained for longer
             assert len(shown) == 1 and long_sample.startswith(shown[0])
