@@ -5,7 +5,7 @@
 
 Trains v2_attention.py and its steps, changed in several ways, and writes
 docs/bench/attention.md, and .json with all values, among them the queries, keys and
-values that the pictures draw. Takes about ten minutes.
+values that the pictures draw. Takes about twenty minutes.
 """
 
 import functools
@@ -23,6 +23,7 @@ from datetime import date
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCH = ROOT / "docs/bench"
@@ -69,6 +70,18 @@ RUNS = {
     "Q = K": ([], [(Q_K_V, "self.key(x), self.key(x), self.value(x)")]),
     "Q = K = V": ([], [(Q_K_V, "self.key(x), self.key(x), self.key(x)")]),
     "only itself and the one before": ([], [(MASK, MASK + NEAR)]),
+}
+
+# The learning rates of two files, and how far other seeds take the loss of some
+RATES = {"00_bigram": [0.0005, 0.005, 0.05, 0.5, 5]}
+RATES["01_a_vector_for_every_character"] = [0.001, 0.002, 0.005]
+SEEDS = (1337, 1, 2)
+SEEDED = {
+    "00_bigram": [],
+    "01_a_vector_for_every_character": [],
+    "09_several_heads": [],
+    "09_several_heads, one head": ["--n_head=1"],
+    "08_positions": [],
 }
 
 
@@ -174,6 +187,36 @@ def weight_of_own_character(names):
     weights = softmax_of(q @ k.transpose(1, 2) / q.shape[-1] ** 0.5)
     same = idx[:, :, None] == idx[:, None, :]
     return (weights * same).sum(dim=-1)[:, 8:].mean().item()  # with some past to see
+
+
+@torch.no_grad()
+def loss_by_position(names, factor=1):
+    """The mean loss at each position of the validation windows, logits times factor."""
+    data, T = names["val_data"], names["block_size"]
+    n = (len(data) - 1) // T * T
+    x, y = data[:n].view(-1, T), data[1 : n + 1].view(-1, T)
+    losses = []
+    for xb, yb in zip(x.split(32), y.split(32)):
+        logits = names["model"].logits(xb).transpose(1, 2)  # (B, V, T)
+        losses.append(F.cross_entropy(logits * factor, yb, reduction="none"))
+    return torch.cat(losses).mean(dim=0)
+
+
+@torch.no_grad()
+def weight_of_itself(names):
+    """The weight that a position gives to itself, the mean of all heads."""
+    model = names["model"]
+    x = model.wte(names["val_data"][: 64 * 100].view(100, 64))
+    x = x + model.wpe(torch.arange(64))
+    heads = []
+    for head in model.attn.heads:
+        q, k = head.query(x), head.key(x)
+        if names["SHARED"]:
+            q = k
+        weights = softmax_of(q @ k.transpose(1, 2) / q.shape[-1] ** 0.5)
+        own = weights.diagonal(dim1=1, dim2=2)
+        heads.append(own[:, 8:].mean().item())  # with some past to see
+    return sum(heads) / len(heads)
 
 
 @torch.no_grad()
@@ -310,8 +353,56 @@ def vectors():
     return {"random": {hs: random_vectors(hs) for hs in (8, 32, 128)}}
 
 
-PARTS = [script, before, own, pairs, seconds, vectors]
+def rates():
+    """The loss at other learning rates, after 100 steps and at the end."""
+    found = {}
+    for name, values in RATES.items():
+        text = files()[name]
+        for rate in values:
+            flags = [f"--learning_rate={rate}", "--eval_interval=1000"]
+            flags.append("--max_new_tokens=1")
+            _, early, _ = run(text, [*flags, "--max_iters=100"])
+            _, final, _ = run(text, flags)
+            found[f"{name}, {rate}"] = [early, final]
+    return {"rates": found}
+
+
+def positions():
+    """The loss at each position, of step 3 and of the script without its mask."""
+    names, _, _ = run(file_after(3), ["--max_new_tokens=1"])
+    found = {"03_the_mask": rounded(loss_by_position(names))}
+    halved = loss_by_position(names, 0.5)
+    found["03_the_mask, logits halved"] = rounded(halved)
+    source = (ROOT / "v2_attention.py").read_text(encoding="utf-8")
+    names, _, _ = run(changed(source, [NO_MASK]), ["--max_new_tokens=1"])
+    found["without the mask"] = rounded(loss_by_position(names))
+    return {"positions": found}
+
+
+def itself():
+    """How much weight a position gives to itself, with Q = K and without."""
+    source = (ROOT / "v2_attention.py").read_text(encoding="utf-8")
+    found = {}
+    for name in ("nothing", "Q = K"):
+        names, _, _ = run(changed(source, RUNS[name][1]), ["--max_new_tokens=1"])
+        names["SHARED"] = name == "Q = K"
+        found[name] = weight_of_itself(names)
+    return {"itself": found}
+
+
+def seeded(name):
+    """The losses of a file from other seeds."""
+    text = files()[name.partition(",")[0]]
+    losses = []
+    for seed in SEEDS:
+        flags = [*SEEDED[name], f"--seed={seed}", "--eval_interval=1000"]
+        losses.append(run(text, [*flags, "--max_new_tokens=1"])[1])
+    return {f"seeds, {name}": losses}
+
+
+PARTS = [script, before, own, pairs, seconds, vectors, rates, positions, itself]
 PARTS = {part.__name__: part for part in PARTS}
+PARTS |= {f"seeds, {name}": functools.partial(seeded, name) for name in SEEDED}
 PARTS |= {name: functools.partial(studied, name) for name in STUDIES}
 
 
@@ -354,6 +445,35 @@ def report(found):
     lines += ["### v2_attention.py, changed", ""]
     rows = [[name, f"{loss:.4f}"] for name, loss in found["loss"].items()]
     lines += table(["change", "val loss"], rows)
+
+    lines += ["### Other seeds", ""]
+    head = ["file"] + [f"seed {seed}" for seed in SEEDS] + ["mean", "range"]
+    rows = []
+    for name in SEEDED:
+        losses = found[f"seeds, {name}"]
+        cells = [*losses, sum(losses) / len(losses), max(losses) - min(losses)]
+        rows.append([name, *(f"{cell:.4f}" for cell in cells)])
+    lines += table(head, rows)
+
+    lines += ["### Other learning rates", ""]
+    rows = []
+    for name, losses in found["rates"].items():
+        rows.append([*name.split(", "), *(f"{loss:.4f}" for loss in losses)])
+    lines += table(["file", "learning rate", "loss after 100 steps", "val loss"], rows)
+
+    lines += ["### The loss by position", ""]
+    head = ["file", "1st", "2nd", "4th", "16th", "63rd", "64th"]
+    head += ["mean of the first 63", "mean"]
+    rows = []
+    for name, losses in found["positions"].items():
+        cells = [losses[i - 1] for i in (1, 2, 4, 16, 63, 64)]
+        cells += [sum(losses[:63]) / 63, sum(losses) / 64]
+        rows.append([name, *(f"{cell:.4f}" for cell in cells)])
+    lines += table(head, rows)
+
+    lines += ["### The weight that a position gives to itself, mean of the heads", ""]
+    rows = [[name, f"{100 * share:.0f}"] for name, share in found["itself"].items()]
+    lines += table(["change", "%"], rows)
 
     title = "The weights of the last of 64 positions, after step 5, not yet trained"
     lines += [f"### {title}", ""]

@@ -143,6 +143,12 @@ def test_positions_in_numbers():
     for i, j, score in said:
         assert scores[int(i), int(j)] == int(score)
     assert scores[1].argmax() == 0 and scores[2].argmax() == 1
+    divided, weights = re.search(
+        r"25 / √2 = (\S+) .*? the weights (.*?):", text
+    ).groups()
+    assert float(divided) == round(25 / math.sqrt(2), 1)
+    exact = softmax(scores[2] / math.sqrt(2))
+    assert numbers_of(weights) == exact.round(2).tolist()
 
 
 # ------------------------------------------------------------------------ The real line
@@ -174,6 +180,10 @@ def test_one_row_by_hand():
     sharp = softmax(products)
     said = re.search(r"give the `a` a\s+weight of (\d\.\d\d)", text)[1]
     assert float(said) == round(sharp[line.index("a")], 2)
+    said = re.search(r"and the `t`\s+only (\d\.\d\d)", text)[1]
+    assert float(said) == round(sharp[line.index("t")], 2)
+    lowest, highest = re.search(r"scores run from (-\d+) to (-\d+)", text).groups()
+    assert int(lowest) == round(scores.min()) and int(highest) == round(scores.max())
 
 
 def test_what_the_heads_look_at():
@@ -191,6 +201,19 @@ def test_what_the_heads_look_at():
     assert three == {"a", "t", " "}
 
 
+def test_heads_that_look_one_letter_back():
+    """Heads 2 and 4 do, in most rows; head 2 not at the h."""
+    line = REPORT["line"]["text"]
+    for head in (1, 3):
+        q, k, _ = line_of(head)
+        back = []
+        for i in range(1, len(line)):
+            back.append(int(i - (k[: i + 1] @ q[i]).argmax()))
+        assert back.count(1) > len(back) / 2
+        if head == 1:
+            assert back[line.index("h") - 1] == 2
+
+
 # ------------------------------------------------------------------------- What it says
 def test_order_makes_no_difference_before_positions():
     """After "the" and "hte": the same prediction in step 7, another one in step 8."""
@@ -199,6 +222,26 @@ def test_order_makes_no_difference_before_positions():
         idx = torch.tensor([names["encode"](word) for word in ("the", "hte")])
         the, hte = names["model"].logits(idx)[:, -1]
         assert torch.allclose(the, hte, atol=1e-5) == equal
+
+
+def test_a_small_step_of_all_weights_moves_a_logit_far():
+    """By the step times the sum of the sizes: about 100 for a random vector."""
+    torch.manual_seed(1)
+    sizes = torch.randn(1000, 128).abs().sum(dim=1)
+    assert sizes.mean().item() == pytest.approx(100, rel=0.05)
+
+
+def test_each_head_adds_a_term_of_its_own():
+    """Attention of all heads is the sum of what each does alone, and the bias."""
+    names = names_of("09")
+    attention = names["model"].attn
+    x = torch.randn(1, 8, 128)
+    with torch.no_grad():
+        found = attention.c_proj.bias.clone().expand(1, 8, 128)
+        for n, head in enumerate(attention.heads):
+            columns = attention.c_proj.weight[:, 32 * n : 32 * (n + 1)]
+            found = found + head(x) @ columns.T
+        torch.testing.assert_close(found, attention(x))
 
 
 def test_random_dot_products_have_variance_hs():

@@ -87,6 +87,53 @@ def test_losses_in_numbers():
         assert int(n) == round(math.exp(float(loss)))
 
 
+def test_honesty_in_numbers():
+    """The mean loss of 34 cases of 100 and 66 others, which is smallest at 0.34."""
+    prose = " ".join(CHAPTER.split())
+    said = re.search(r"The mean cost is (.*?)\. It is smallest", prose)[1]
+    pairs = re.findall(r"(\d\.\d+) for p = (0\.\d+)", said)
+    assert len(pairs) == 4
+    costs = {}
+    for cost, p in pairs:
+        p = torch.tensor([float(p), 1 - float(p)], dtype=torch.float64)
+        exact = F.cross_entropy(p.log(), torch.tensor([0.34, 0.66]).double())
+        assert cost == f"{exact.item():.2f}"
+        costs[p[0].item()] = exact.item()
+    assert min(costs, key=costs.get) == 0.34
+
+
+def test_a_step_of_adamw_does_not_depend_on_the_size_of_the_gradient():
+    """The learning rate times 1, while the gradients agree; little, when they don't."""
+
+    def last_step(gradients):
+        weight = torch.zeros(1, requires_grad=True)
+        optimizer = torch.optim.AdamW([weight], lr=0.05)
+        for gradient in gradients:
+            before = weight.item()
+            weight.grad = torch.tensor([gradient])
+            optimizer.step()
+        return before - weight.item()
+
+    section = CHAPTER.split("## 15. The optimizer\n")[1].split("\n## ")[0]
+    examples = re.findall(r"((?:0\.\d+,\s+){2}0\.\d+)", section)
+    assert len(examples) == 2
+    for example in examples:
+        gradients = [float(word) for word in example.split(",")]
+        assert abs(last_step(gradients) - 0.05) < 0.001
+    assert abs(last_step([0.1, -0.1] * 10)) < 0.1 * 0.05
+
+
+def test_gradients_are_stored_next_to_the_parameters():
+    """In p.grad, where step() reads them; backward adds to what is there."""
+    model = torch.nn.Linear(2, 1)
+    model(torch.ones(1, 2)).sum().backward()
+    assert model.weight.grad.tolist() == [[1, 1]]
+    model(torch.ones(1, 2)).sum().backward()
+    assert model.weight.grad.tolist() == [[2, 2]]
+    model.zero_grad()
+    assert not model.weight.grad
+
+
 # ------------------------------------------------------------- Backpropagation by hand
 BY_HAND = CHAPTER.split("## 14. Backpropagation by hand\n")[1].split("\n## ")[0]
 
@@ -123,6 +170,14 @@ def test_backpropagation_by_hand():
     after = F.cross_entropy(new, torch.tensor(1)).item()
     said = re.search(r"= (\d\.\d\d)   before.* = (\d\.\d\d)   after", BY_HAND)
     assert said.groups() == (f"{before.item():.2f}", f"{after:.2f}")
+
+
+def test_the_derivatives_of_softmax():
+    """p (1 - p) for its own logit, - p p' for another."""
+    z = torch.tensor([2.0, 1.0, 0.0], dtype=torch.float64)
+    p = F.softmax(z, dim=0)
+    exact = torch.autograd.functional.jacobian(lambda z: F.softmax(z, dim=0), z)
+    torch.testing.assert_close(exact, p.diag() - p[:, None] * p)
 
 
 def test_a_derivative_by_trial():
