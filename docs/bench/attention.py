@@ -82,6 +82,7 @@ SEEDED = {
     "09_several_heads": [],
     "09_several_heads, one head": ["--n_head=1"],
     "08_positions": [],
+    "06_the_square_root": [],
 }
 
 
