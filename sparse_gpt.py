@@ -286,7 +286,7 @@ def draw_pattern():
     hop_1, hop_2 = patterns[pattern][0], patterns[pattern][-1]
     rows = block_size // stride
     last = min(rows * 3 // 4 * stride + stride // 2, block_size - 1)
-    print(f"What position {last}, @, sees: 1 in hop 1, 2 in hop 2, 3 in both, . in two")
+    print(f"What position {last}, @, sees: 1 in hop 1, 2 in hop 2, 3 in both, . in none")
     marks = ""
     for j in range(last):
         marks += ".123"[int(sees(hop_1, last, j)) + 2 * int(sees(hop_2, last, j))]
@@ -441,9 +441,10 @@ def autocast():
 
 
 def attention(q, k, v, p, mask=None):
-    """Causal attention; q, k, v: (B, nh, T, hs). A single query sees all the keys.
+    """Attention of queries q (..., T, hs) to keys and values k, v (..., S, hs).
 
-    mask (T, S): 0 where a query sees one of S keys and -inf elsewhere.
+    mask (..., T, S): 0 where a query sees a key and -inf elsewhere. Without a mask,
+    attention is causal, and a single query sees all the keys.
     """
     T = q.shape[-2]
     if T == 1 or device != "cpu" or (mask is None and not bfloat16):
@@ -461,7 +462,7 @@ def attention(q, k, v, p, mask=None):
 
 
 class Group(NamedTuple):
-    """Query tiles that see equally many key tiles: m of them, with n key tiles each."""
+    """Query tiles that are computed together: m of them, with n key tiles each."""
 
     queries: torch.Tensor  # (m * tile): their positions
     keys: torch.Tensor  # (m * n * tile): the positions of the keys
@@ -490,12 +491,13 @@ def lay_out(hop, tiles):
         somebody = seen.reshape(tile, -1, tile).any(2).any(0)
         needed.append(somebody.nonzero()[0].tolist())
     largest = max(1, max(len(keys) for keys in needed))
+    extra = tiles  # the number of the tile beyond the end, which fills up groups
     members = {}  # of the group of n: query tiles, each with its n key tiles
     for number, keys in enumerate(needed):
         n = largest  # or half of it, or a quarter: few sizes, so there are few groups
         while n // 2 >= max(1, len(keys)):
             n //= 2
-        keys += [tiles] * (n - len(keys))
+        keys = keys + [extra] * (n - len(keys))
         members.setdefault(n, []).append((number, keys))
     groups = []
     gathered = []
@@ -542,12 +544,14 @@ def select(q, k, group):
     q: (B * nh, m, tile, hs). k: (B, nh, T, hs), of all positions, which come in order.
     Returns (B * nh, m, tile, n * tile).
     """
-    own = group.queries[::tile] // tile  # (m): the tiles of the queries
-    chosen = select_tiles(q, k, own)
-    numbers = group.keys.view(len(own), 1, -1)[:, :, ::tile] // tile  # (m, 1, n)
+    # The first position of a tile, divided by its length, is the number of the tile
+    own = group.queries[::tile] // tile  # (m)
+    numbers = group.keys[::tile] // tile  # (m * n)
+    chosen = select_tiles(q, k, own)  # (B * nh, m, tile, tiles)
     chosen = F.pad(chosen, (0, 1))  # nobody selects the tile beyond the end
-    numbers = numbers.expand(*chosen.shape[:3], -1)
-    return chosen.gather(3, numbers).repeat_interleave(tile, dim=3)
+    numbers = numbers.view(len(own), 1, -1).expand(*chosen.shape[:3], -1)
+    chosen = chosen.gather(3, numbers)  # (B * nh, m, tile, n)
+    return chosen.repeat_interleave(tile, dim=3)  # what holds for a tile, for its keys
 
 
 def attend(q, k, v, hop, p):
@@ -614,8 +618,10 @@ def assign_slots(hop):
         if not free:
             free.append(size)
             size += 1
-        numbers.append(free.pop())
-        leaving[max(j, last[j]) + 1].append(numbers[j])
+        slot = free.pop()
+        numbers.append(slot)
+        last_use = max(j, last[j])  # even a key that nobody sees is written once
+        leaving[last_use + 1].append(slot)
     slots[hop] = np.array(numbers), np.array(last)
     return slots[hop]
 
@@ -639,21 +645,22 @@ class KVCache:
         keys, values, held = self.contents[hop]
         end = self.length + k.shape[2]
         new = np.arange(self.length, end)
-        new = new[last[new] >= end - 1]
-        if len(new) == 0:  # nobody will see any of them
+        kept = new[last[new] >= end - 1]  # seen by the newest position, or a later one
+        if len(kept) == 0:
             return
-        held[where[new]] = new
-        there = torch.from_numpy(where[new]).to(k.device)
-        new = torch.from_numpy(new - self.length).to(k.device)
-        keys[:, :, there] = k[:, :, new]
-        values[:, :, there] = v[:, :, new]
+        held[where[kept]] = kept
+        source = torch.from_numpy(kept - self.length).to(k.device)
+        target = torch.from_numpy(where[kept]).to(k.device)
+        keys[:, :, target] = k[:, :, source]
+        values[:, :, target] = v[:, :, source]
 
     def attend(self, q, hop):
         """Attention of the newest position, q (B, nh, 1, hs), to what it sees."""
         keys, values, held = self.contents[hop]
         seen = sees(hop, self.length, held)
         count = int(seen.sum())
-        if seen[:count].all():  # they stand together
+        in_front = seen[:count].all()  # all in the first slots: a slice, without a copy
+        if in_front:
             k, v = keys[:, :, :count], values[:, :, :count]
         else:
             visible = torch.from_numpy(seen.nonzero()[0]).to(q.device)
@@ -1214,13 +1221,15 @@ identity = {
     "window": window,
     "sinks": sinks,
     "summary": summary,
-    "selected": (selected, tile),
+    "selected": selected,
     "combine": combine,
     "block_size": block_size,
     "vocab_size": vocab_size,
     "optimizer": optimizer,
     "data": zlib.crc32(shards["val"][0][:1_000_000]),  # a fingerprint
 }
+if pattern == "selection":
+    identity["tile"] = tile  # the other patterns see the same with any tile
 
 
 def save_checkpoint(name, step):

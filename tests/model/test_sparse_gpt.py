@@ -473,6 +473,23 @@ def test_one_head_will_do_where_hops_do_not_share(data_dir):
     load(data_dir, "--max_iters=0", "--n_head=1", "--combine=layers")
 
 
+def test_tile_belongs_to_a_model_only_where_queries_select_tiles(data_dir, tmp_path):
+    """What was trained with large tiles on a GPU can be sampled with small ones."""
+    for pattern in ("fixed", "selection"):
+        out_dir = tmp_path / pattern
+        flags = [f"--pattern={pattern}"]
+        trained = load(data_dir, *flags, "--max_iters=1", out_dir=out_dir)
+        flags += ["--max_iters=0", "--tile=8"]
+        if pattern == "selection":
+            with pytest.raises(SystemExit, match="with tile=4, not 8"):
+                load(data_dir, *flags, out_dir=out_dir)
+            continue
+        sampled = load(data_dir, *flags, out_dir=out_dir)
+        idx = torch.randint(256, (2, 32))
+        expected = trained["model"].logits(idx)
+        torch.testing.assert_close(sampled["model"].logits(idx), expected)
+
+
 @pytest.mark.parametrize("pattern", ("fixed", "strided", "dense"))
 def test_show_pattern(data_dir, tmp_path, pattern):
     """Draws the sets of one position, and does nothing else."""
