@@ -286,7 +286,7 @@ def draw_pattern():
     hop_1, hop_2 = patterns[pattern][0], patterns[pattern][-1]
     rows = block_size // stride
     last = min(rows * 3 // 4 * stride + stride // 2, block_size - 1)
-    print(f"What position {last}, @, sees: 1 in hop 1, 2 in hop 2, 3 in both, . in none")
+    print(f"What position {last}, @, sees: 1 in hop 1, 2 in hop 2, 3 in both, . hidden")
     marks = ""
     for j in range(last):
         marks += ".123"[int(sees(hop_1, last, j)) + 2 * int(sees(hop_2, last, j))]
