@@ -282,7 +282,7 @@ def sees(hop, i, j):
 
 
 def draw_pattern():
-    """The matrix of positions up to one that is far down: how each of them is seen."""
+    """Print what one position, far down the text, sees, in rows of stride."""
     hop_1, hop_2 = patterns[pattern][0], patterns[pattern][-1]
     rows = block_size // stride
     last = min(rows * 3 // 4 * stride + stride // 2, block_size - 1)
