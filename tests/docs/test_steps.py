@@ -783,7 +783,8 @@ def test_steps_are_numbered_and_measured(chapter):
     for number, (said, title, prose, _) in enumerate(sections(chapter), start=1):
         where = f"docs/{chapter}.md, {said}. {title}"
         assert said == str(number), where
-        assert re.search(r"^\*(Measured|Counted|Not measured)\b", prose, flags=re.M), where
+        label = re.search(r"^\*(Measured|Counted|Not measured)\b", prose, flags=re.M)
+        assert label, where
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
