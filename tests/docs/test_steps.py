@@ -783,8 +783,8 @@ def test_steps_are_numbered_and_measured(chapter):
     for number, (said, title, prose, _) in enumerate(sections(chapter), start=1):
         where = f"docs/{chapter}.md, {said}. {title}"
         assert said == str(number), where
-        label = re.search(r"^\*(Measured|Counted|Not measured)\b", prose, flags=re.M)
-        assert label, where
+        result = r"^\*(Measured|Counted|Not measured)\b"
+        assert re.search(result, prose, flags=re.M), where
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
