@@ -134,8 +134,8 @@ rules = tokenizer["pre_tokenizer"].get("pretokenizers", [])
 if [rule["type"] for rule in rules] != ["Digits", "ByteLevel"]:
     sys.exit(f"{tokenizer_file} cuts a text into words by other rules than we do")
 
-# The file writes a token as text. A byte that is no visible character, such as a space,
-# borrows one: the first of them that with code 256, the next one 257, and so on
+# The file writes a token as text, one character per byte. The first byte without a
+# visible character becomes chr(256), the next one chr(257), and so on
 visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
 hidden = [b for b in range(256) if b not in visible]
 letters = {chr(b): b for b in visible}
@@ -286,7 +286,7 @@ n_kv_head = llama["num_key_value_heads"]  # n_head / n_kv_head query heads share
 vocab_size = llama["vocab_size"]  # V
 norm_eps = llama["rms_norm_eps"]  # keeps RMSNorm from dividing by 0
 rope = llama.get("rope_parameters", llama)  # older files have no rope_parameters
-rope_base = rope["rope_theta"]  # the slowest pair turns once in about 2 pi * this
+rope_base = rope["rope_theta"]  # the larger, the slower the last pairs turn
 
 # Inside autocast, matrix products are computed in half precision
 device_type = "cuda" if "cuda" in device else "cpu"
@@ -330,12 +330,13 @@ def rotate(x, cos, sin):
 
 
 class CausalSelfAttention(nn.Module):
-    """What MultiHeadAttention of rung 2 computes, for all heads at once."""
+    """Attention with rotary positions; some query heads share keys and values."""
 
     def __init__(self):
         super().__init__()
         heads = n_head + 2 * n_kv_head  # of queries, keys and values
-        self.c_attn = nn.Linear(n_embd, heads * n_embd // n_head, bias=False)
+        hs = n_embd // n_head  # channels per head
+        self.c_attn = nn.Linear(n_embd, heads * hs, bias=False)
         self.c_proj = nn.Linear(n_embd, n_embd, bias=False)  # mixes the heads
 
     def forward(self, x, cos, sin, cache, start):
@@ -395,7 +396,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """The decoder-only Transformer of GPT-2 (Radford et al. 2019, section 2.3)."""
+    """The decoder-only Transformer of Llama 2 (Touvron et al. 2023, section 2.2)."""
 
     def __init__(self):
         super().__init__()
@@ -438,14 +439,15 @@ class GPT(nn.Module):
 def read_safetensors(path):
     """{name: tensor}. First the length of a header in JSON, the header, the numbers."""
     data = torch.from_file(str(path), size=path.stat().st_size, dtype=torch.uint8)
-    first = 8 + int.from_bytes(bytes(data[:8].tolist()), "little")
-    header = json.loads(bytes(data[8:first].tolist()))
+    header_end = 8 + int.from_bytes(bytes(data[:8].tolist()), "little")
+    header = json.loads(bytes(data[8:header_end].tolist()))
     header.pop("__metadata__", None)
     dtypes = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
     tensors = {}
     for name, entry in header.items():
         start, end = entry["data_offsets"]
-        tensor = data[first + start : first + end].view(dtypes[entry["dtype"]])
+        tensor = data[header_end + start : header_end + end]
+        tensor = tensor.view(dtypes[entry["dtype"]])
         tensors[name] = tensor.view(entry["shape"]).float()
     return tensors
 
@@ -543,7 +545,8 @@ class Int8Linear(nn.Module):
         """x: (..., columns). Returns (..., rows)."""
         rows = x.reshape(-1, x.shape[-1])
         if len(rows) == 1 and x.shape[-1] % 32 == 0:  # PyTorch reads whole blocks only
-            # It converts the weights to bfloat16 while it multiplies
+            # It converts the weights to bfloat16 while it multiplies. The scales that
+            # it wants in bfloat16 are ones; ours follow in single precision
             product = torch.ops.aten._weight_int8pack_mm
             y = product(rows.bfloat16(), self.weight, self.ones).float()
         else:
@@ -589,15 +592,16 @@ def generate(ids, max_new_tokens, temperature=1.0, top_k=0):
     The cache still holds the previous conversation; what ids begins with in common with
     it is not computed again.
     """
+    reusable = min(len(cached_ids), len(ids) - 1)  # the last token's output is needed
     start = 0
-    while start < min(len(cached), len(ids) - 1) and ids[start] == cached[start]:
+    while start < reusable and ids[start] == cached_ids[start]:
         start += 1
     for _ in range(min(max_new_tokens, block_size - len(ids))):
-        del cached[start:]
+        del cached_ids[start:]
         idx = torch.tensor([ids[start:]], device=device)  # (1, T): only what is new
         x = model.features(idx, cache, start)  # (1, T, C)
         logits = model.logits(x[0, -1])  # (V): after the last token
-        cached.extend(ids[start:])
+        cached_ids.extend(ids[start:])
         start = len(ids)
         if top_k > 0:
             kth = logits.topk(min(top_k, vocab_size)).values[-1]  # the k-th largest
@@ -672,7 +676,7 @@ def estimate_loss():
 
 def answer_questions():
     """Print answers to questions of which training should change only the tone."""
-    cached.clear()  # the weights have changed
+    cached_ids.clear()  # the weights have changed
     for question in questions:
         torch.manual_seed(seed)  # the same random numbers every time
         print(">", question)
@@ -745,7 +749,7 @@ n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
 print(f"{n_params:,} parameters, {n_trained:,} to train, device {device}")
 size = (n_layer, 2, 1, n_kv_head, block_size, n_embd // n_head)
 cache = torch.zeros(size, device=device)  # keys and values
-cached = []  # the tokens that they belong to
+cached_ids = []  # the tokens that they belong to
 
 
 # --------------------------------------------------------------------------- Optimizer
@@ -811,6 +815,8 @@ def load_checkpoint(name):
             raise ValueError("the file is damaged (wrong checksum)")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         for key, value in identity.items():
+            if key not in checkpoint["identity"]:
+                raise ValueError(f"saved by an earlier step, without {key}")
             found = checkpoint["identity"][key]
             if found != value:
                 raise ValueError(f"saved by a run with {key}={found}, not {value}")
@@ -862,7 +868,7 @@ if init_from == "resume":
     for name in ["last.pt", "best.pt"]:  # best.pt only if there is no last.pt
         if Path(out_dir, name).exists():
             first_step, best_val_loss = load_checkpoint(name)
-            print(f"{out_dir}/{name}: continuing from step {first_step}")
+            print(f"{out_dir}/{name}: trained for {first_step} steps")
             break
 
 stop_requested = False

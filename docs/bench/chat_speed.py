@@ -46,13 +46,13 @@ def seconds(function):
 
 def tokens_per_second(names, ids):
     """How many tokens a second our generate writes after a prompt that is new to it."""
-    names["cached"].clear()
+    names["cached_ids"].clear()
     return TOKENS / seconds(lambda: list(names["generate"](ids, TOKENS)))
 
 
 def first_token(names, ids, known=()):
     """Seconds until the first token, with the keys and values of known in the cache."""
-    names["cached"].clear()
+    names["cached_ids"].clear()
     if known:
         next(names["generate"](known, 1))
     return seconds(lambda: next(names["generate"](ids, 1)))

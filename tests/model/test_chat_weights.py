@@ -295,7 +295,7 @@ def test_generate_is_greedy_decoding_without_a_cache(names):
     for _ in range(12):
         cut = rng.randrange(1, len(ids) + 1)
         ids = ids[:cut] + [rng.randrange(3, 90) for _ in range(rng.randrange(4))]
-        names["cache"][:, :, :, :, len(names["cached"]) :] = torch.nan
+        names["cache"][:, :, :, :, len(names["cached_ids"]) :] = torch.nan
         found = list(names["generate"](ids, 5, temperature=0))
         for token in found:
             assert token == our_logits(names, ids)[-1].argmax()
@@ -423,6 +423,18 @@ def test_a_run_that_was_interrupted_continues(run, llama, lora_rank):
     again = run(SCRIPT, *args, "--out_dir=b")
     assert (whole.code, first.code, again.code) == (0, 0, 0)
     assert again.out.splitlines()[-1] == whole.out.splitlines()[-1]
+
+
+def test_a_checkpoint_of_unknown_weights_is_refused(run, llama):
+    run(SCRIPT, *TRAIN, "--max_iters=1", "--lora_rank=2")
+    checkpoint = torch.load("out/chat/last.pt", weights_only=True)
+    del checkpoint["identity"]["weights"]
+    torch.save(checkpoint, "out/chat/last.pt")
+    talk = [flag for flag in TALK if "lora" not in flag and "scratch" not in flag]
+    done = run(SCRIPT, *talk, "--lora_rank=2")
+    assert done.code != 0
+    assert "without weights" in done.err.splitlines()[-1]
+    assert "Traceback" not in done.err
 
 
 @pytest.mark.parametrize(
