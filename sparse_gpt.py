@@ -470,16 +470,15 @@ class Group(NamedTuple):
     blind: torch.Tensor | None  # (m, tile, 1): queries that see nobody, if any
 
 
-layouts = {}  # what lay_out returned
+layouts = {}  # what lay_out returned for the whole context
 
 
+@functools.cache
 def lay_out(hop, tiles):
     """How attention computes a hop over so many tiles: a plan, made once.
 
     Returns groups and, for each position, its place among the queries of all groups.
     """
-    if (hop, tiles) in layouts:
-        return layouts[hop, tiles]
     positions = np.arange(tiles * tile)
     order = hop.order(positions).argsort(kind="stable")
     # One more tile, beyond the end, where nobody sees anybody
@@ -516,8 +515,7 @@ def lay_out(hop, tiles):
         groups.append(Group(*plan))
         gathered.append(i.flatten())
     place = np.concatenate(gathered).argsort()
-    layouts[hop, tiles] = groups, torch.from_numpy(place).to(device)
-    return layouts[hop, tiles]
+    return groups, torch.from_numpy(place).to(device)
 
 
 def select_tiles(q, k, own):
@@ -562,7 +560,10 @@ def attend(q, k, v, hop, p):
     if hop == Hop(everything):  # there is nothing to skip
         return attention(q, k, v, p)
     B, nh, T, hs = q.shape
-    groups, place = lay_out(hop, math.ceil(T / tile))
+    plan = layouts.get((hop, T))
+    if plan is None:  # another length, as that of a prompt
+        plan = lay_out(hop, math.ceil(T / tile))
+    groups, place = plan
     results = []
     for group in groups:
         # Gather. What is beyond the end is too late for any position to see
@@ -659,6 +660,8 @@ class KVCache:
         keys, values, held = self.contents[hop]
         seen = sees(hop, self.length, held)
         count = int(seen.sum())
+        if count == 0:
+            return torch.zeros_like(q)
         in_front = seen[:count].all()  # all in the first slots: a slice, without a copy
         if in_front:
             k, v = keys[:, :, :count], values[:, :, :count]
@@ -1084,9 +1087,9 @@ log(
     f"{n_params:,} parameters, {vocab_size} different tokens, {world_size} x {device}, "
     f"{accumulation} micro-steps of {micro_batch_size} x {block_size} tokens"
 )
-for hop in patterns[pattern]:  # now, as torch.compile could not trace it
+for hop in patterns[pattern]:  # now, as torch.compile cannot trace it
     if hop != Hop(everything):
-        lay_out(hop, math.ceil(block_size / tile))
+        layouts[hop, block_size] = lay_out(hop, math.ceil(block_size / tile))
 # compiled and wrapped share the weights of model. dynamic=False: compile for one shape
 compiled = model
 if compile:

@@ -499,7 +499,7 @@ def test_commands_have_a_button_that_copies(visit):
     page = visit("v2_attention_5.html")
     page.evaluate("navigator.clipboard.writeText = async (text) => { copied = text }")
     page.locator("p > .copy").first.click()
-    script = "python out/steps/v2_attention/05_query_key_value.py"
+    script = "python out/steps/v2_attention/05_query_key_value.py --prompt=ROMEO:"
     assert page.evaluate("copied") == script
 
 

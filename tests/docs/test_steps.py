@@ -824,6 +824,7 @@ SMALL = {
     "dropout": 0.1,
     "stride": 4,
     "summary": 2,
+    "window": 8,
     "device": "cpu",
     "out_dir": "out/step",
     "bfloat16": False,

@@ -152,7 +152,7 @@ def dry_run(ask, folder, tmp_path):
 
 
 def passed(result):
-    assert (result["code"], result["err"]) == (0, "")
+    assert (result["code"], result["err"]) == (0, ""), result["err"]
     return result
 
 
@@ -224,7 +224,10 @@ def test_sparse_gpt(dry_run, pattern, gpu):
     result = passed(dry_run("sparse_gpt.py", "--max_iters=1", *args, gpu=gpu))
     assert "1 micro-steps of 2 x 8192 tokens" in result["out"]
     assert "hellaswag 0.3000\n" in result["out"]
-    assert kernels(result) == {"efficient"}  # every group of tiles has a mask
+    expected = {"efficient"}  # every group of tiles has a mask
+    if gpu == "H100":
+        expected.add("flash")  # a single query, while sampling, needs none
+    assert kernels(result) == expected
     again = passed(dry_run("sparse_gpt.py", "--max_iters=2", *args, gpu=gpu))
     assert [step for _, step in continued(again["out"])] == [1]
 
