@@ -60,7 +60,7 @@ bfloat16 = torch.cpu.get_capabilities().get("avx512_bf16", False)
 prompt = ""  # a question, to get one answer; empty: a conversation
 max_new_tokens = 500  # maximum length of an answer
 int8 = device == "cpu"  # round the weights to 8 bits for an answer
-temperature = 0.8  # below 1: safer, above 1: wilder, 0: always the likeliest token
+temperature = 0.2  # below 1: safer, above 1: wilder, 0: always the likeliest token
 top_k = 0  # sample from the k likeliest tokens only; 0: from all
 # What the model is told before a conversation begins
 system = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
