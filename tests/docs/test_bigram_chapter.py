@@ -204,3 +204,8 @@ def test_the_check_with_pytorch_prints_what_it_says():
         exec(code, {})
     printed = re.findall(r"-?\d\.\d{4}", out.getvalue())
     assert re.findall(r"-?\d\.\d{4}", code) == printed
+
+
+def test_a_q_is_always_followed_by_a_u():
+    text = (ROOT / "data/shakespeare/input.txt").read_text(encoding="utf-8")
+    assert set(re.findall("q(.)", text, re.S)) == {"u"}
