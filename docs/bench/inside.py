@@ -234,6 +234,7 @@ def attention_times(names, pattern, hop, lengths, repeats):
     result = {}
     for T in lengths:
         names["layouts"].clear()
+        names["lay_out"].cache_clear()
         settings["stride"] = 2 ** int(math.log2(T) / 2)
         settings["window"] = 2 * settings["stride"]
         settings["summary"] = 4 if T <= 1024 else 8
