@@ -287,6 +287,7 @@ def final_loss(steps, number, *flags):
     return float(done.stdout.split()[-1])
 
 
+@pytest.mark.long
 def test_adamw_written_out_is_that_of_pytorch(steps):
     flags = ["--weight_decay=20"]  # enough to be seen in a few steps
     by_hand = final_loss(steps, "12", *flags)
@@ -294,12 +295,14 @@ def test_adamw_written_out_is_that_of_pytorch(steps):
     assert abs(by_hand - final_loss(steps, "12", "--weight_decay=0")) > 1e-3
 
 
+@pytest.mark.long
 def test_muon_with_and_without_singular_values_agree_roughly(steps):
     with_svd = final_loss(steps, "15")
     without = final_loss(steps, "16")
     assert with_svd == pytest.approx(without, abs=0.1)
 
 
+@pytest.mark.long
 def test_the_switch_to_adamw_is_the_step_before_muon(steps):
     flags = ["--optimizer=adamw", "--learning_rate=5e-3"]
     assert final_loss(steps, "17", *flags) == final_loss(steps, "14")

@@ -213,6 +213,7 @@ def script(tmp_path):
     return path
 
 
+@pytest.mark.long
 def test_a_job_measures_a_script_as_it_is(script):
     """Taking losses and samples meanwhile changes nothing of what follows."""
     here = str(script.parent)
@@ -228,6 +229,7 @@ def test_a_job_measures_a_script_as_it_is(script):
     assert f"{loss:.4f}" == f"{short['final val loss']:.4f}"
 
 
+@pytest.mark.long
 def test_a_job_that_fails_says_its_last_line(script):
     script.write_text("raise SystemExit('no such pattern')")
     with pytest.raises(RuntimeError, match="no such pattern"):
@@ -236,6 +238,7 @@ def test_a_job_that_fails_says_its_last_line(script):
         lab.perform(lab.job(script.with_name("other.py"), folder=str(script.parent)))
 
 
+@pytest.mark.long
 def test_settings_of_a_script_that_takes_no_flags(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(

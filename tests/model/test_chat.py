@@ -221,6 +221,7 @@ def test_broken_characters_are_shown_as_such(names):
     assert names["decode"]([0xC3]) == "\N{REPLACEMENT CHARACTER}"
 
 
+@pytest.mark.long
 # ---------------------------------------------------------------------- It runs at all
 def test_every_step_runs(run, steps):
     files = sorted((steps / "chat").glob("*.py"))

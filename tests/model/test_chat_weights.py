@@ -499,6 +499,7 @@ def talk(text, *args):
     return subprocess.run(command, input=text, capture_output=True, env=env)
 
 
+@pytest.mark.long
 def test_input_from_a_pipe(llama):
     """Two answers; odd bytes are read, empty lines are not answered; /quit ends."""
     done = talk(b"the\n\n/reset\n\xff\xfe\xc3\n/quit\nthe\n", "--temperature=0")
@@ -507,12 +508,14 @@ def test_input_from_a_pipe(llama):
     assert (end.returncode, end.stderr) == (0, b"")
 
 
+@pytest.mark.long
 def test_a_message_that_is_too_long(llama):
     done = talk(b"12" * 300 + b"\nthe\n")
     assert (done.returncode, done.stderr) == (0, b"")
     assert b"too long" in done.stdout
 
 
+@pytest.mark.long
 def test_a_closed_pipe_ends_it(llama):
     command = f"{sys.executable} {ROOT / SCRIPT} --model_dir=llama --device=cpu"
     command += " --block_size=512 --max_new_tokens=400 --prompt=the | head -c 60"
@@ -520,6 +523,7 @@ def test_a_closed_pipe_ends_it(llama):
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+@pytest.mark.long
 def test_ctrl_c_ends_the_answer_and_not_the_program(llama):
     """In a terminal, as a user would do it."""
     leader, follower = pty.openpty()
@@ -553,6 +557,7 @@ def test_ctrl_c_ends_the_answer_and_not_the_program(llama):
         os.close(leader)
 
 
+@pytest.mark.long
 # ---------------------------------------------------------------------- Every step
 def test_every_step_answers(run, llama, folder):
     tool = ROOT / "docs/tools/steps.py"
@@ -593,6 +598,7 @@ def smollm2(tmp_path_factory):
     return found
 
 
+@pytest.mark.long
 def test_smollm2_answers(load, run, smollm2):
     """It knows Paris, its logits are those of transformers, its tokens and template."""
     args = [f"--model_dir={smollm2}", "--prompt=What is the capital of France?"]

@@ -160,6 +160,7 @@ def test_equals_masked_dense_attention(
         torch.testing.assert_close(gradients, expected, rtol=0, atol=exact)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("T, stride, summary", [(37, 6, 2), (64, 8, 3)])
 @pytest.mark.parametrize("pattern", ("window", "sinks", "strided", "fixed"))
 def test_equals_flex_attention(script, monkeypatch, pattern, T, stride, summary):
@@ -314,6 +315,7 @@ def test_keys_that_count_for_a_query(data_dir, pattern):
     assert script["flops"] == pytest.approx(256 * (6 * script["n_params"] + attention))
 
 
+@pytest.mark.long
 def test_attend_is_one_graph(script, monkeypatch):
     """torch.compile need not fall back to Python in the midst of it."""
     qkv = [torch.randn(1, 2, 13, 4) for _ in range(3)]
