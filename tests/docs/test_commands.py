@@ -153,6 +153,7 @@ def run_all(found, codes=(0,)):
     return count
 
 
+@pytest.mark.long
 def test_python_commands_run(small, monkeypatch):
     monkeypatch.chdir(small)
     assert run_all([c for c in commands() if not OF_STEPS.search(c)]) > 18

@@ -45,6 +45,7 @@ def weights(g):
     return {name: p.clone() for name, p in g["model"].state_dict().items()}
 
 
+@pytest.mark.long
 # ----------------------------------------------------------------------------- Training
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 def test_accumulation_equals_one_batch(gpt2, tmp_path, optimizer):
@@ -154,6 +155,7 @@ def test_log_has_no_double_rows(gpt2, tokens, monkeypatch):
     ]
 
 
+@pytest.mark.long
 def test_checkpoints(gpt2, tokens, monkeypatch):
     """Tensors and plain values, names without prefixes; the ones to keep are kept."""
     real = torch.compile
@@ -230,6 +232,7 @@ def test_fine_tuning_is_continued(gpt2, tokens, monkeypatch, capsys):
     assert_same_runs("parts", "whole")
 
 
+@pytest.mark.long
 def test_fine_tuning_of_openais_weights_is_continued(gpt2, tokens, monkeypatch, capsys):
     """They decide on the size of the model, and its GELU, so they are needed again."""
     huggingface_model(256, 16, "gelu_new").save_pretrained("hf")
