@@ -8,13 +8,14 @@ import csv
 import functools
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
 
 import pytest
 import torch.distributed as dist
-from makers import ROOT, write_shards
+from makers import ABORTED, ROOT, write_shards
 
 ARGS = (
     "--device=cpu --no-bfloat16 --no-float16 --no-hellaswag --n_layer=2 --n_head=2 "
@@ -76,14 +77,18 @@ def train(folder, script, processes, args, out_dir, compile):
     # What the runs have in common is compiled once
     env["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "compiled")
     env["TORCH_LOGS"] = "recompiles,dynamic"
-    done = subprocess.run(
-        list(map(str, command)),
-        cwd=folder,
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=1200,
-    )
+    for _ in range(3):
+        shutil.rmtree(folder / out_dir, ignore_errors=True)
+        done = subprocess.run(
+            list(map(str, command)),
+            cwd=folder,
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=1200,
+        )
+        if ABORTED not in done.stderr:
+            break
     assert done.returncode == 0, done.stderr
     with open(folder / out_dir / "log.csv", newline="") as f:
         rows = list(csv.DictReader(f))

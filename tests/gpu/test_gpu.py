@@ -549,7 +549,7 @@ def test_long_contexts_take_no_memory_of_their_square(dry_run, pattern):
 
 
 def test_a_mask_of_the_square_is_found(dry_run):
-    line = "    groups, place = lay_out("
+    line = "    plan = layouts.get("
     square = """    i = torch.arange(T, device=q.device)
     return attention(q, k, v, p, sees(hop, i[:, None], i).log())
 """
