@@ -388,7 +388,7 @@ def to_batch(windows):
     """Inputs x and targets y (B, T), on the device, from windows of T + 1 tokens."""
     batch = torch.stack(windows)
     if on_gpu:
-        batch = batch.pin_memory()  # from there the GPU can copy while it computes
+        batch = batch.pin_memory()  # copied without the CPU waiting
     batch = batch.to(device, non_blocking=True)
     return batch[:, :-1], batch[:, 1:]
 
