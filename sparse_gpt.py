@@ -42,6 +42,7 @@ import numpy as np
 import tiktoken
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # before there is a process group that it would hold
 import torch.nn as nn
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -1467,7 +1468,7 @@ for step in range(first_step, max_iters):
         last = micro_step == accumulation - 1
         wrapped.require_backward_grad_sync = last  # DDP averages the gradients once
         loss = wrapped(x, y) / accumulation
-        # The next batch is read and copied while the GPU computes
+        # The next batch is read while the GPU computes
         if last:
             batch = get_batch(step + 1, 0)
         else:
@@ -1507,6 +1508,8 @@ for signum, handler in handlers.items():
 # ------------------------------------------------------------------------------ Result
 if world_size > 1:
     dist.barrier()
+    # Its threads must end before Python does, so nothing may hold the process group now
+    del wrapped
     dist.destroy_process_group()
 if rank > 0:
     sys.exit()  # the rest is for one process alone

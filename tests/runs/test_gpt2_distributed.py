@@ -72,6 +72,18 @@ finally:
     torch.save((torch.stack(seen), synchronised, kept), f"seen_{os.environ['RANK']}.pt")
 """
 
+# Runs a script, and prints the names of its threads at its end
+THREADS = """
+import glob, runpy, sys
+from pathlib import Path
+
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    paths = glob.glob("/proc/self/task/*/comm")
+    print("threads", *(Path(path).read_text().strip() for path in paths))
+"""
 
 # Runs a script under torchrun. SIGTERM is noted in a file, and the process neither
 # saves nor ends before it came twice, as on a slow disk. The file pid_n is of rank n
@@ -115,6 +127,7 @@ def folder(tmp_path_factory):
     """A folder with byte shards under tokens/: 80 different windows in two of them."""
     path = tmp_path_factory.mktemp("distributed")
     (path / "spy.py").write_text(SPY)
+    (path / "threads.py").write_text(THREADS)
     (path / "slow.py").write_text(SLOW)
     write_shards(path / "tokens", 51 * 16 + 9, 300)
     write_shard(path / "tokens/t_train_000002.bin", letters(497))
@@ -126,14 +139,15 @@ def environment(**extra):
 
 
 def train(
-    folder, processes, *args, spy=False, expected=0, each=((), ()), limit=300, **extra
+    folder, processes, *args, spy="", expected=0, each=((), ()), limit=300, **extra
 ):
     """Run to the end; returns stdout of all.
 
-    each: more arguments, by rank. limit: the seconds after which a process is killed.
+    spy: the program that runs the script. each: more arguments, by rank. limit: the
+    seconds after which a process is killed.
     """
     port = str(free_port())
-    command = [sys.executable, *(["spy.py"] if spy else ()), SCRIPT, *ARGS, *args]
+    command = [sys.executable, *spy.split(), SCRIPT, *ARGS, *args]
     started = []
     for rank in range(processes):
         env = environment(**extra)
@@ -177,8 +191,19 @@ def one(folder):
 @pytest.fixture(scope="module")
 def two(folder):
     """The same on two processes."""
-    train(folder, 2, "--out_dir=two", spy=True)
+    train(folder, 2, "--out_dir=two", spy="spy.py")
     return folder / "two"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc has the names of threads")
+def test_no_thread_of_the_process_group_outlives_it(folder):
+    """One that does may abort a run that has ended well."""
+    # With -u they are no copies of this process, in which all is imported already
+    program = "-u threads.py"
+    said = train(folder, 2, "--max_iters=2", "--out_dir=threads", spy=program)
+    lines = [line for line in said.splitlines() if line.startswith("threads ")]
+    assert len(lines) == 2
+    assert not any("gloo" in line for line in lines), lines
 
 
 def test_losses_equal_those_of_one_process(one, two):
@@ -323,7 +348,7 @@ def test_folder_that_is_not_shared(folder, two, case):
 
 def test_one_process_told_to_stop_stops_all(folder):
     """SIGTERM reaches one process only, in step 5: both finish it, one saves."""
-    stdout = train(folder, 2, "--out_dir=told", spy=True, expected=130, STOP="5")
+    stdout = train(folder, 2, "--out_dir=told", spy="spy.py", expected=130, STOP="5")
     assert "saved in told" in stdout.splitlines()[-1]
     assert torch.load(folder / "told/last.pt", weights_only=True)["step"] == 6
     assert list(curves(folder / "told")[0]) == list(range(1, 7))
