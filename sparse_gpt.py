@@ -363,7 +363,7 @@ def decode(ids):
 if block_size < 1:
     parser.error(f"--block_size={block_size} must be at least 1")
 # The data is cut into windows of block_size tokens, and one more for the targets.
-# Training windows are shifted by 0 to block_size - 1, so there is one fewer of them
+# Training windows are shifted by 0 to block_size - 1: the end of a shard leaves room
 window_counts = {
     "train": [max(0, len(t) - block_size) // block_size for t in shards["train"]],
     "val": [(len(t) - 1) // block_size for t in shards["val"]],
@@ -862,8 +862,8 @@ def hellaswag_batch(questions):
     rows = []
     for context, endings, _ in questions:
         rows += [(context, ending[: block_size - 1]) for ending in endings]
-    # The last token is only a target. Rounding up leaves few shapes: cuDNN's attention
-    # has to plan for each of them
+    # The last token is only a target. Rounded up, because cuDNN's attention plans anew
+    # for each new shape
     longest = max(len(context) + len(ending) for context, ending in rows) - 1
     T = min(math.ceil(longest / 128) * 128, block_size)
     x = torch.zeros(len(rows), T, dtype=torch.long)
@@ -1125,8 +1125,8 @@ class Muon(torch.optim.Optimizer):
     The singular values of an update say how far it moves the matrix in each direction.
     In plain gradient descent a few large ones dominate; Muon sets all to about 1. Each
     matrix is first cut into pieces of n_embd rows: c_attn into query, key and value.
-    Every process computes its share of the pieces, and has the mean gradient of those
-    only (ZeRO-1, Rajbhandari et al. 2020).
+    Every process computes the updates of its share of the pieces, and keeps the mean
+    gradient of those only (ZeRO-1, Rajbhandari et al. 2020).
     """
 
     @torch.no_grad()
@@ -1485,7 +1485,7 @@ for step in range(first_step, max_iters):
                 group["lr"] = get_lr(step) * group["lr_scale"]
             opt.step()
     scaler.update()
-    # Adding up over the processes lets all of them stop in the same step. It also waits
+    # The mean over the processes, all of which stop in the same step. Reading it waits
     # for the device to finish
     mean_loss, stops = add_up(loss_sum / world_size, stop_requested)
     done = step + 1

@@ -48,7 +48,7 @@ max_iters = 0  # training steps; 0: no training, but a conversation
 log_interval = 10  # steps between lines of progress
 eval_interval = 50  # steps between evaluations
 eval_size = 64  # conversations that an evaluation reads
-lora_rank = 16  # of the matrices that are learned; 0: learn all weights
+lora_rank = 16  # rank of LoRA's matrices; 0: train all weights
 learning_rate = 1e-3  # peak learning rate
 warmup_iters = 5  # steps until the learning rate reaches its peak
 weight_decay = 0.1  # pulls the matrices of the blocks towards 0
@@ -104,8 +104,8 @@ def read_shakespeare():
 
 
 # --------------------------------------------------------------------------- Tokenizer
-# No token crosses the border of a word: a word has its space in front, digits stand
-# alone, the rest is punctuation or space
+# No token crosses the border of a word. A word includes the space in front of it; each
+# digit is a word, and so is a run of punctuation or of space
 word_pattern = regex.compile(
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+"
     r"|\s+(?![^\s\p{N}])|\s+"
@@ -113,7 +113,7 @@ word_pattern = regex.compile(
 
 
 def merge(parts, pair):
-    """Join neighbours wherever they are this pair."""
+    """Join this pair of neighbours wherever it occurs."""
     merged = []
     for part in parts:
         if merged and (merged[-1], part) == pair:
@@ -143,7 +143,7 @@ letters |= {chr(256 + i): b for i, b in enumerate(hidden)}
 
 
 def to_bytes(token):
-    """The bytes of a token of the file."""
+    """The bytes of a token as the file writes it."""
     return bytes(letters[c] for c in token)
 
 
@@ -188,7 +188,7 @@ def encode_message(role, content):
 
 
 system_ids = encode_message("system", system)
-reply_start = [im_start, *encode("assistant\n")]  # now the model has to answer
+reply_start = [im_start, *encode("assistant\n")]  # the answer comes next
 
 
 def fit(turns):
@@ -201,7 +201,7 @@ def fit(turns):
 
 
 def encode_conversation(messages):
-    """Its tokens, and for each whether it is to be learned: part of an answer."""
+    """Its tokens, and for each, whether it belongs to an answer and is learned."""
     ids = []
     learn = []
     if messages[0]["role"] != "system":
@@ -453,7 +453,7 @@ def read_safetensors(path):
 
 
 def from_llama(theirs):
-    """Our names for Llama's tensors, and those that we keep in one matrix joined."""
+    """Llama's tensors under our names; those that share a matrix here are stacked."""
     ours = {"wte.weight": theirs["model.embed_tokens.weight"]}
     ours["lm_head.weight"] = ours["wte.weight"]
     ours["ln_f.weight"] = theirs["model.norm.weight"]
@@ -675,7 +675,7 @@ def estimate_loss():
 
 
 def answer_questions():
-    """Print answers to questions of which training should change only the tone."""
+    """Answer questions, of which training should change only the tone."""
     cached_ids.clear()  # the weights have changed
     for question in questions:
         torch.manual_seed(seed)  # the same random numbers every time
@@ -821,7 +821,7 @@ def load_checkpoint(name):
             if found != value:
                 raise ValueError(f"saved by a run with {key}={found}, not {value}")
         if checkpoint["model"].keys() != trained_weights().keys():
-            raise ValueError("it has other weights")
+            raise ValueError("it contains other parameters than this run trains")
         model.load_state_dict(checkpoint["model"], strict=False)  # the others stay
         state = checkpoint["optimizer"]
         for group, saved in zip(optimizer.param_groups, state["param_groups"]):
