@@ -32,8 +32,8 @@ n_embd = 128  # C: channels, the numbers that describe a position
 n_head = 4  # attention heads, with n_embd / n_head channels each
 bigram_learning_rate = 5e-2  # how far a step moves the weights of the bigram
 learning_rate = 5e-3  # how far a step moves the weights of attention
-beta1 = 0.9  # how much of the mean gradient a step keeps
-beta2 = 0.999  # how much of the mean squared gradient a step keeps
+beta1 = 0.9  # decay rate of the running mean of gradients
+beta2 = 0.999  # the same for squared gradients
 weight_decay = 0.01  # how strongly weights are pulled towards 0
 prompt = ""  # what the sample starts with; empty: the first character of the text
 max_new_tokens = 500  # length of the sample
@@ -193,7 +193,7 @@ def data_of(x):
 
 
 def sort_graph(tensor, order, seen):
-    """Append to order all that the tensor was computed from, then the tensor."""
+    """Append a tensor to order, after everything it was computed from."""
     if not isinstance(tensor, Tensor) or tensor in seen:
         return
     seen.add(tensor)
@@ -437,7 +437,7 @@ class AdamW:
         for i, p in enumerate(self.parameters):
             self.m[i] = beta1 * self.m[i] + (1 - beta1) * p.grad
             self.v[i] = beta2 * self.v[i] + (1 - beta2) * p.grad**2
-            # Both means started at 0, and are too small until that has faded
+            # Both means started at 0, so they are too small at first
             m = self.m[i] / (1 - beta1**self.t)
             v = self.v[i] / (1 - beta2**self.t)
             p.data -= self.lr * weight_decay * p.data
