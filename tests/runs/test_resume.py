@@ -266,7 +266,7 @@ def test_sigkill_thirty_times(place, script, optimizer):
     seed = time.time_ns()
     print("seed", seed)
     rng = random.Random(seed)
-    args = ["--max_iters=1500", "--eval_interval=1", f"--optimizer={optimizer}"]
+    args = ["--max_iters=300", "--eval_interval=1", f"--optimizer={optimizer}"]
     args = command(script, *args)
     killed = 0
     while killed < 30:
@@ -274,7 +274,7 @@ def test_sigkill_thirty_times(place, script, optimizer):
         for line in process.stdout:
             if line.startswith("step "):
                 break
-        time.sleep(rng.uniform(0, 0.3))
+        time.sleep(rng.uniform(0, 0.15))
         process.kill()
         process.communicate()
         if process.returncode != -signal.SIGKILL:
