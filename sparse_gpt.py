@@ -66,7 +66,7 @@ window = 0  # positions that a window holds; 0: two rows
 sinks = 4  # first positions that all later ones see, in "sinks"
 summary = 8  # c: columns at the end of a row that all later rows see, in "fixed"
 selected = 3  # tiles of keys that each query selects, in "selection"
-tile = 0  # positions computed at a time; 0: about the square root of block_size
+tile = 0  # positions computed at a time; 0: as many as a row has
 combine = "heads"  # half of the heads take each hop; or "layers": every other layer
 show_pattern = False  # only draw what one position sees
 max_iters = 2000  # training steps; 0: no training, only a sample
@@ -213,7 +213,7 @@ if stride == 0:
 if window == 0:
     window = 2 * stride
 if tile == 0:
-    tile = 2 ** int(math.log2(math.sqrt(max(1, block_size))))
+    tile = stride
 
 
 # Who may attend to whom, if position j is not later than position i

@@ -171,8 +171,9 @@ def counts(args):
     for T in (1024, 8192):
         rows = [["", "l", "as they come, %", "in order, %", "keys seen", "cache"]]
         rows[0].append("cache, kB")
+        tile = {1024: 32, 8192: 64}[T]  # the same for all patterns
         for pattern in PATTERNS:
-            script = load_tiny(pattern, T, f"--total_batch_size={T}")
+            script = load_tiny(pattern, T, f"--total_batch_size={T}", f"--tile={tile}")
             hops = script["patterns"][pattern]
             plain = [hop._replace(order=script["as_they_come"]) for hop in hops]
             cells = []
@@ -192,7 +193,7 @@ def counts(args):
             ]
             rows.append([pattern, script["stride"], *cells])
             print(rows[-1], flush=True)
-        tables[f"T = {T}, tiles of {script['tile']}"] = rows
+        tables[f"T = {T}, tiles of {tile}"] = rows
     T = 8192
     rows = [["", "in order, %"]]
     for pattern in ("window", "sinks", "strided", "fixed"):
