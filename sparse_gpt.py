@@ -465,10 +465,28 @@ def attention(q, k, v, p, mask=None):
 class Group(NamedTuple):
     """Query tiles that are computed together: m of them, with n key tiles each."""
 
-    queries: torch.Tensor  # (m * tile): their positions
-    keys: torch.Tensor  # (m * n * tile): the positions of the keys
+    keys: torch.Tensor | None  # (m * n * tile): their positions, see gather
     mask: torch.Tensor  # (m, tile, n * tile): 0 where a query sees a key, else -inf
     blind: torch.Tensor | None  # (m, tile, 1): queries that see nobody, if any
+    query_tiles: torch.Tensor  # (m): their numbers
+    key_tiles: torch.Tensor  # (m, n): the numbers of the key tiles of each
+
+
+def gather(x, positions):
+    """What stands at some positions of x (B, nh, T, hs); None: at all, as they come."""
+    if positions is None:
+        return x
+    return x.index_select(2, positions)
+
+
+def to_index(positions, T):
+    """Positions as gather takes them, in a context of T.
+
+    Nobody sees a position beyond the end, so the last one will do in its place.
+    """
+    if np.array_equal(positions, np.arange(T)):
+        return None
+    return torch.from_numpy(positions.clip(max=T - 1)).to(device)
 
 
 layouts = {}  # what lay_out returned for the whole context
@@ -478,12 +496,13 @@ layouts = {}  # what lay_out returned for the whole context
 def lay_out(hop, tiles):
     """How attention computes a hop over so many tiles: a plan, made once.
 
-    Returns groups and, for each position, its place among the queries of all groups.
+    Returns groups, the positions of their queries, one group after the other, and, for
+    each position, its place among them.
     """
-    positions = np.arange(tiles * tile)
-    order = hop.order(positions).argsort(kind="stable")
+    T = tiles * tile
+    order = hop.order(np.arange(T)).argsort(kind="stable")
     # One more tile, beyond the end, where nobody sees anybody
-    order = np.concatenate((order, np.arange(tiles * tile, (tiles + 1) * tile)))
+    order = np.concatenate((order, np.arange(T, T + tile)))
     in_tiles = order.reshape(-1, tile)
     needed = []  # of each query tile: the key tiles in which it sees somebody
     for number in range(tiles):
@@ -509,14 +528,14 @@ def lay_out(hop, tiles):
         seen = sees(hop, i[:, :, None], j[:, None, :])
         blind = ~seen.any(2, keepdims=True)
         mask = np.where(seen | blind, 0.0, -np.inf).astype(np.float32)
-        plan = [i.flatten(), j.flatten(), mask, blind]
+        plan = [mask, blind, queries, keys]
         plan = [torch.from_numpy(x).to(device) for x in plan]
         if not blind.any():
-            plan[3] = None
-        groups.append(Group(*plan))
+            plan[1] = None
+        groups.append(Group(to_index(j.flatten(), T), *plan))
         gathered.append(i.flatten())
-    place = np.concatenate(gathered).argsort()
-    return groups, torch.from_numpy(place).to(device)
+    gathered = np.concatenate(gathered)
+    return groups, to_index(gathered, T), to_index(gathered.argsort(), T)
 
 
 def select_tiles(q, k, own):
@@ -543,12 +562,9 @@ def select(q, k, group):
     q: (B * nh, m, tile, hs). k: (B, nh, T, hs), of all positions, which come in order.
     Returns (B * nh, m, tile, n * tile).
     """
-    # The first position of a tile, divided by its length, is the number of the tile
-    own = group.queries[::tile] // tile  # (m)
-    numbers = group.keys[::tile] // tile  # (m * n)
-    chosen = select_tiles(q, k, own)  # (B * nh, m, tile, tiles)
+    chosen = select_tiles(q, k, group.query_tiles)  # (B * nh, m, tile, tiles)
     chosen = F.pad(chosen, (0, 1))  # nobody selects the tile beyond the end
-    numbers = numbers.view(len(own), 1, -1).expand(*chosen.shape[:3], -1)
+    numbers = group.key_tiles[:, None].expand(*chosen.shape[:3], -1)
     chosen = chosen.gather(3, numbers)  # (B * nh, m, tile, n)
     return chosen.repeat_interleave(tile, dim=3)  # what holds for a tile, for its keys
 
@@ -564,17 +580,19 @@ def attend(q, k, v, hop, p):
     plan = layouts.get((hop, T))
     if plan is None:  # another length, as that of a prompt
         plan = lay_out(hop, math.ceil(T / tile))
-    groups, place = plan
+    groups, queries, place = plan
+    if T % tile != 0:  # fill the last tile: what comes last, nobody sees
+        q = F.pad(q, (0, 0, 0, -T % tile))
+        k = F.pad(k, (0, 0, 0, -T % tile))
+        v = F.pad(v, (0, 0, 0, -T % tile))
+    lengths = [len(group.mask) * tile for group in groups]
     results = []
-    for group in groups:
-        # Gather. What is beyond the end is too late for any position to see
-        queries = group.queries.clamp(max=T - 1)
-        keys = group.keys.clamp(max=T - 1)
+    for group, q_group in zip(groups, gather(q, queries).split(lengths, dim=2)):
         mask = group.mask
         m = len(mask)
-        q_group = q.index_select(2, queries).view(B * nh, m, tile, hs)
-        k_group = k.index_select(2, keys).view(B * nh, m, -1, hs)
-        v_group = v.index_select(2, keys).view(B * nh, m, -1, hs)
+        q_group = q_group.reshape(B * nh, m, tile, hs)
+        k_group = gather(k, group.keys).reshape(B * nh, m, -1, hs)
+        v_group = gather(v, group.keys).reshape(B * nh, m, -1, hs)
         if hop.selects > 0:
             chosen = select(q_group, k, group)
             mask = mask.masked_fill(~chosen, -torch.inf)
@@ -582,8 +600,8 @@ def attend(q, k, v, hop, p):
         if group.blind is not None:
             y = y.masked_fill(group.blind, 0.0)
         results.append(y.reshape(B, nh, m * tile, hs))
-    y = torch.cat(results, dim=2)
-    return y.index_select(2, place[:T])  # scatter back
+    y = gather(torch.cat(results, dim=2), place)  # back to where they came from
+    return y[:, :, :T]
 
 
 def keys_of(hop):

@@ -130,7 +130,7 @@ def computed(script, hop, T):
     if hop.allows is script["everything"] and hop.selects == 0:
         return 100.0
     tile = script["tile"]
-    groups, _ = script["lay_out"](hop, math.ceil(T / tile))
+    groups, *_ = script["lay_out"](hop, math.ceil(T / tile))
     scores = 0
     for group in groups:
         scores += group.mask.numel()

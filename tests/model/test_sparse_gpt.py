@@ -195,7 +195,7 @@ def test_computes_the_tiles_that_somebody_needs(script, monkeypatch, pattern):
 
         blocks = flex.create_block_mask(mask, None, None, T, T, "cpu", BLOCK_SIZE=tile)
         needed = (blocks.kv_num_blocks + blocks.full_kv_num_blocks).sum().item()
-        groups, _ = script["lay_out"](hop, T // tile)
+        groups, *_ = script["lay_out"](hop, T // tile)
         tiles = sum(group.mask.numel() for group in groups) // tile**2
         assert needed <= tiles < 2 * needed
         assert needed < (T // tile) ** 2 / 4  # of all, causality leaves half
@@ -295,7 +295,7 @@ def test_without_its_order_a_hop_is_not_sparse(script, monkeypatch):
     (_, hop), *_ = reversed(hops_of(script, monkeypatch, "strided", 32, 2, 32))
     blocks = {}
     for order in (hop.order, script["as_they_come"]):
-        groups, _ = script["lay_out"](hop._replace(order=order), 32)
+        groups, *_ = script["lay_out"](hop._replace(order=order), 32)
         blocks[order] = sum(group.mask.numel() for group in groups) // 32**2
     assert blocks[hop.order] == 32  # a column is a tile
     assert blocks[script["as_they_come"]] >= 32 * 33 / 2
