@@ -456,8 +456,8 @@ FAULTS = [
     Fault(
         "a cache overwrites a key that is still seen",
         "sparse_gpt.py",
-        "leaving[max(j, last[j]) + 1].append(numbers[j])",
-        "leaving[max(j + 1, last[j])].append(numbers[j])",
+        "leaving[last_use + 1].append(slot)",
+        "leaving[max(j + 1, last_use)].append(slot)",
     ),
     # docs/tools/steps.py
     Fault(
