@@ -87,7 +87,10 @@ def nanogpt(bench, flags, **more):
 
 
 def models_of_characters(bench):
-    """{name: function from a number of training steps to a job}, at the same size."""
+    """{name: function from a number of training steps to a job}, at the same size.
+
+    Of the peers, those that copy has found.
+    """
     size = {}
     if "gpu" not in bench.facts():  # nanoGPT's recipe for a CPU
         size = dict(block_size=64, batch_size=12, n_layer=4, n_head=4, n_embd=128)
@@ -110,4 +113,8 @@ def models_of_characters(bench):
         settings = size | {"max_iters": n, "eval_interval": 10**9, "eval_iters": 1}
         return peer("ng-video-lecture", "gpt.py", settings=settings, **more)
 
-    return {"gpt_char": gpt_char, "nanoGPT": nano, "ng-video-lecture": lecture}
+    recipes = {"gpt_char": gpt_char, "nanoGPT": nano, "ng-video-lecture": lecture}
+    for name in ("nanoGPT", "ng-video-lecture"):
+        if not Path(lab.ROOT, PEERS, name).exists():
+            del recipes[name]
+    return recipes
