@@ -40,7 +40,7 @@ import numpy as np
 import tiktoken
 import torch
 import torch.distributed as dist
-import torch.distributed.nn  # before there is a process group that it would hold
+import torch.distributed.nn  # before the process group exists, or it keeps it alive
 import torch.nn as nn
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -705,7 +705,7 @@ def largest_batch_size(memory):
     """The largest micro-batch, in sequences, that fits in this many bytes.
 
     A parameter takes up to 20 bytes: weight, gradient, AdamW's two means, DDP's buffer.
-    A token takes 34 bytes per layer and channel (Korthikanti et al. 2022, equation 2),
+    A token takes 34 bytes per layer and channel (Korthikanti et al. 2022, equation 1),
     or 68 in single precision, and its logits with their gradients about 13 bytes per
     entry of the vocabulary.
     """

@@ -42,7 +42,7 @@ import numpy as np
 import tiktoken
 import torch
 import torch.distributed as dist
-import torch.distributed.nn  # before there is a process group that it would hold
+import torch.distributed.nn  # before the process group exists, or it keeps it alive
 import torch.nn as nn
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -465,7 +465,7 @@ def attention(q, k, v, p, mask=None):
 class Group(NamedTuple):
     """Query tiles that are computed together: m of them, with n key tiles each."""
 
-    keys: torch.Tensor | None  # (m * n * tile): their positions, see gather
+    keys: torch.Tensor | None  # (m * n * tile): their positions. None: all, in order
     mask: torch.Tensor  # (m, tile, n * tile): 0 where a query sees a key, else -inf
     blind: torch.Tensor | None  # (m, tile, 1): queries that see nobody, if any
     query_tiles: torch.Tensor  # (m): their numbers
@@ -473,7 +473,7 @@ class Group(NamedTuple):
 
 
 def gather(x, positions):
-    """What stands at some positions of x (B, nh, T, hs); None: at all, as they come."""
+    """x (B, nh, T, hs) at some positions; None: at all of them, in order."""
     if positions is None:
         return x
     return x.index_select(2, positions)
@@ -510,7 +510,7 @@ def lay_out(hop, tiles):
         somebody = seen.reshape(tile, -1, tile).any(2).any(0)
         needed.append(somebody.nonzero()[0].tolist())
     largest = max(1, max(len(keys) for keys in needed))
-    extra = tiles  # the number of the tile beyond the end, which fills up groups
+    extra = tiles  # the number of the tile beyond the end, which pads the lists of keys
     members = {}  # of the group of n: query tiles, each with its n key tiles
     for number, keys in enumerate(needed):
         n = largest  # or half of it, or a quarter: few sizes, so there are few groups
@@ -566,7 +566,7 @@ def select(q, k, group):
     chosen = F.pad(chosen, (0, 1))  # nobody selects the tile beyond the end
     numbers = group.key_tiles[:, None].expand(*chosen.shape[:3], -1)
     chosen = chosen.gather(3, numbers)  # (B * nh, m, tile, n)
-    return chosen.repeat_interleave(tile, dim=3)  # what holds for a tile, for its keys
+    return chosen.repeat_interleave(tile, dim=3)  # all keys of a chosen tile
 
 
 def attend(q, k, v, hop, p):
@@ -581,7 +581,7 @@ def attend(q, k, v, hop, p):
     if plan is None:  # another length, as that of a prompt
         plan = lay_out(hop, math.ceil(T / tile))
     groups, queries, place = plan
-    if T % tile != 0:  # fill the last tile: what comes last, nobody sees
+    if T % tile != 0:  # pad the last tile: no query sees the padding
         q = F.pad(q, (0, 0, 0, -T % tile))
         k = F.pad(k, (0, 0, 0, -T % tile))
         v = F.pad(v, (0, 0, 0, -T % tile))
@@ -1076,7 +1076,7 @@ def largest_batch_size(memory):
     """The largest micro-batch, in sequences, that fits in this many bytes.
 
     A parameter takes up to 20 bytes: weight, gradient, AdamW's two means, DDP's buffer.
-    A token takes 34 bytes per layer and channel (Korthikanti et al. 2022, equation 2),
+    A token takes 34 bytes per layer and channel (Korthikanti et al. 2022, equation 1),
     or 68 in single precision, and its logits with their gradients about 13 bytes per
     entry of the vocabulary.
     """

@@ -104,7 +104,7 @@ def read_shakespeare():
 
 
 # --------------------------------------------------------------------------- Tokenizer
-# No token crosses the border of a word. A word includes the space in front of it; each
+# No token crosses a word boundary. A word includes the space in front of it; each
 # digit is a word, and so is a run of punctuation or of space
 word_pattern = regex.compile(
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+"
@@ -274,7 +274,7 @@ if max_iters > 0:
 
 
 # ------------------------------------------------------------------------------- Model
-# A folder in the format of the library transformers holds the model
+# A folder in the format of the transformers library holds the model
 llama = json.loads(Path(model_dir, "config.json").read_text(encoding="utf-8"))
 if llama.get("model_type") != "llama":
     sys.exit(f"{model_dir} holds a model of type {llama.get('model_type')}, not llama")
