@@ -1440,7 +1440,7 @@ names = ["last.pt", "best.pt"]
 if max_iters == 0:
     names = ["best.pt", "last.pt"]  # to sample, the best weights are better
 found = [Path(out_dir, name) for name in names if Path(out_dir, name).exists()]
-# Checkpoints in out_dir come first, also if init_from names other weights
+# Checkpoints in out_dir come first, even if init_from names other weights
 if found and max_iters > 0 and init_from != "scratch":
     first_step, best_val_loss = load_checkpoint(found[0])
     log(f"{found[0]}: continuing from step {first_step}")

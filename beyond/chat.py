@@ -589,8 +589,8 @@ def replace_linears(make):
 def generate(ids, max_new_tokens, temperature=1.0, top_k=0):
     """Yield the tokens that follow the tokens ids, one after the other.
 
-    The cache still holds the previous conversation; what ids begins with in common with
-    it is not computed again.
+    The cache still holds the previous conversation; a beginning that ids shares
+    with it is not computed again.
     """
     reusable = min(len(cached_ids), len(ids) - 1)  # the last token's output is needed
     start = 0
