@@ -578,7 +578,7 @@ def attend(q, k, v, hop, p):
         return attention(q, k, v, p)
     B, nh, T, hs = q.shape
     plan = layouts.get((hop, T))
-    if plan is None:  # another length, as that of a prompt
+    if plan is None:  # another length, such as that of a prompt
         plan = lay_out(hop, math.ceil(T / tile))
     groups, queries, place = plan
     if T % tile != 0:  # pad the last tile: no query sees the padding
