@@ -29,12 +29,19 @@ plt.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "", "font.size": 12}
 plt.rcParams |= {"axes.spines.top": False, "axes.spines.right": False}
 plt.rcParams |= {"grid.color": "#e4e4e4", "font.family": "sans-serif"}
 BLUE = "#1f6fb4"
-ORANGE = "#d9822b"
-GREEN = "#2f8f4e"
+ORANGE = "#b35c00"
+GREEN = "#1f7a3f"
 PURPLE = "#7a4a9e"
 GREY = "#888888"
+RED = "#c23b3b"
+# Fills, strong enough to be told apart in the dark form, too
+LIGHT_BLUE = "#a9cdec"
+LIGHT_ORANGE = "#f7cf94"
+LIGHT_GREEN = "#a8dca8"
+LIGHT_PURPLE = "#cdb2e0"
+LIGHT_GREY = "#e4e4e4"
 COLORS = {"bigram": BLUE, "v2_attention": ORANGE, "gpt_char": GREEN}
-COLORS |= {"gpt2_train": "#c23b3b", "sparse_gpt": PURPLE}
+COLORS |= {"gpt2_train": RED, "sparse_gpt": PURPLE}
 
 
 def tables(part):
@@ -123,17 +130,20 @@ def bigram():
             for j, p in enumerate(row):
                 if p >= 0.045:
                     color = "white" if p > 0.25 else "black"
-                    at = dict(ha="center", va="center", fontsize=10, color=color)
+                    at = dict(ha="center", va="center", fontsize=11, color=color)
                     axes.text(j + 0.5, i + 0.5, f"{100 * p:.0f}", **at)
         letters(axes, chars, chars)
         axes.tick_params(labelsize=12)
-        axes.set_title(title, pad=8, fontsize=13)
+        axes.xaxis.set_label_position("top")
+        axes.set_xlabel("... comes this one", labelpad=6)
+        axes.set_title(title, pad=10, fontsize=13, weight="bold")
     both[0].set_ylabel("after this letter ...")
-    figure.supxlabel("... comes that one, in percent; ␣ is a space", fontsize=12)
+    figure.supxlabel("in percent, from 5 up; ␣ is a space", fontsize=12)
     save(figure, "bigram", "The table of pairs of characters, counted and learned")
 
 
 SHOWN = {" ": "␣", "\n": "↵"}
+SIGNS = "blue: +, red: −"  # the colors of strip
 HEAD = 2  # the head of v2_attention.py that the chapter follows, from 0
 
 
@@ -165,7 +175,7 @@ def qkv():
     q, k, v = every_head[HEAD]
     figure = plt.figure(figsize=(5.4, 5.2))
     top = figure.add_axes((0.06, 0.6, 0.92, 0.34))
-    strip(top, x, "x: 128 numbers for each letter", "black", text)
+    strip(top, x, f"x: 128 numbers for each letter ({SIGNS})", "black", text)
     parts = (("query", "Q", q, BLUE), ("key", "K", k, ORANGE), ("value", "V", v, GREEN))
     for n, (layer, letter, matrix, color) in enumerate(parts):
         left = 0.06 + 0.325 * n
@@ -224,10 +234,11 @@ def attention():
     hidden = np.where(np.isnan(weights), np.nan, scores)
     output = np.nan_to_num(weights) @ v
     for name, shape, size in (
-        ("attention", (2, 2), (9, 9)),
-        ("attention_narrow", (4, 1), (4.6, 17)),
+        ("attention", (2, 2), (9, 9.4)),
+        ("attention_narrow", (4, 1), (4.6, 18.4)),
     ):
         figure, all_axes = plt.subplots(*shape, figsize=size, layout="constrained")
+        figure.get_layout_engine().set(h_pad=0.12)
         first, second, third, last = all_axes.flat
         title = "1. scores: Q Kᵀ / √32"
         numbers(first, scores, text, title, "Oranges", (-18, 6), 1)
@@ -239,15 +250,20 @@ def attention():
         strip(last, output, title, GREEN, text)
         last.set_title(title, fontsize=13, color=GREEN)
         last.set_box_aspect(1)
-        for axes in (first, third):
-            axes.set_ylabel("the letter that looks")
+        last.set_xlabel(f"32 numbers for each letter ({SIGNS})")
+        for axes in (first, second, third):
+            axes.set_xlabel("the letter that is looked at")
+        for axes in all_axes.reshape(shape)[:, 0]:
+            if axes is not last:
+                axes.set_ylabel("the letter that looks")
         save(figure, name, "Scores, masked scores, weights and output for a line")
 
 
 def heads():
     """What each of the four heads looks at, on the same line."""
     text, _, every_head = one_line()
-    figure, all_axes = plt.subplots(2, 2, figsize=(5.4, 5.8), layout="constrained")
+    figure, all_axes = plt.subplots(2, 2, figsize=(5.4, 6), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.1)
     for n, (axes, (q, k, _)) in enumerate(zip(all_axes.flat, every_head), start=1):
         weights = weights_of(q @ k.T / q.shape[1] ** 0.5)
         distances = [np.diagonal(weights, -far).mean() for far in range(4)]
@@ -265,7 +281,8 @@ def heads():
         axes.spines[:].set_visible(False)
         axes.set_title(title, fontsize=12)
     figure.supylabel("the letter that looks", fontsize=12)
-    figure.supxlabel("dark: all of its weight; white: none", fontsize=12)
+    words = "the letter that is looked at (strong colour: much weight)"
+    figure.supxlabel(words, fontsize=12)
     save(
         figure, "heads", "The weights of the four heads of v2_attention.py over a line"
     )
@@ -276,11 +293,13 @@ def samples():
     run = tables("curves")["gpt_char"]
     out, y = [], 30
     for step, text in run["samples"].items():
-        lines = [line[:44] for line in text.strip("\n").splitlines()[:6]]
+        lines = "\n".join(text.strip("\n").splitlines()[:6]).rstrip().splitlines()
         out.append(
             f'<text x="14" y="{y}" font-weight="bold">after {int(step):,} steps</text>'
         )
         for i, line in enumerate(lines, start=1):
+            if len(line) > 44:
+                line = line[:43] + "…"
             at = f'x="14" y="{y + 19 * i}" font-family="monospace" font-size="14"'
             out.append(f'<text {at} xml:space="preserve">{html.escape(line)}</text>')
         y += 19 * len(lines) + 34
@@ -302,7 +321,7 @@ def shapes():
     figure, axes = plt.subplots(figsize=(5.4, 7.2))
     axes.set(xlim=(0, 100), ylim=(0, 134))
     axes.axis("off")
-    four = ["#a9cdec", "#f7cf94", "#a8dca8", "#cdb2e0"]
+    four = [LIGHT_BLUE, LIGHT_ORANGE, LIGHT_GREEN, LIGHT_PURPLE]
     style = dict(boxstyle="square,pad=0", edgecolor="black", linewidth=0.8)
 
     def row(y, x, width):
@@ -323,7 +342,7 @@ def shapes():
     text(82, 122, "(B, T, C)")
     arrow(114, "self.c_attn(x).split(C)")
     for n, name in enumerate("qkv"):
-        text(14 + 22 * n, 103, name, weight="bold")
+        text(14 + 22 * n, 104.5, name, weight="bold")
         row(89, 5 + 22 * n, 4.5)
     text(86, 95, "(B, T, C)\neach")
     arrow(86, "view, transpose")
@@ -353,17 +372,21 @@ def schedule():
     last_step = names["parser"].get_default("max_iters")
     get_lr = names["get_lr"]
     get_lr.__globals__["max_iters"] = last_step  # instead of 0
-    figure, (start, whole) = plt.subplots(
-        1, 2, figsize=(9, 3.2), width_ratios=(1, 2), sharey=True
-    )
+    figure, whole = plt.subplots(figsize=(5.4, 3.9), layout="constrained")
+    start = whole.inset_axes((0.6, 0.58, 0.39, 0.34))
     for axes, last in ((start, 20), (whole, last_step)):
-        steps = [*range(0, 21), *range(30, last, 10)] if last > 20 else range(21)
+        steps = [*range(0, 21), *range(30, last + 1, 10)]
         rates = [get_lr(step) for step in steps]
         axes.plot(steps, rates, color=GREEN, linewidth=2)
-        axes.set(xlabel="step", ylim=(0, None), xlim=(0, last))
+        axes.set(ylim=(0, 0.0165), xlim=(0, last), yticks=[0, 0.005, 0.01, 0.015])
         axes.grid()
-    start.set(ylabel="learning rate", title="the first steps: up")
-    whole.set(title="all of them: down in a straight line")
+    peak = max(range(last_step), key=get_lr)
+    start.set_title(f"up: the first {peak} steps", fontsize=12)
+    start.set(xticks=[0, peak, 10, 20])
+    whole.set(ylabel="learning rate", xlabel="step")
+    whole.text(150, 0.0012, "then down in\na straight line", va="bottom")
+    whole.set_xticks(range(0, last_step + 1, 1000))
+    whole.set_xticklabels(f"{step:,}" for step in range(0, last_step + 1, 1000))
     save(figure, "schedule", "The learning rate of gpt_char.py over its steps")
 
 
@@ -379,100 +402,121 @@ def worth():
         found = losses[int(number)]
         if found and abs(found[0] - rows[-1][1]) > 0.0005:  # steps that change it
             rows.append((f"{number}. {title}", found[0]))
-    figure, axes = plt.subplots(figsize=(9, 0.36 * len(rows) + 0.8))
+    figure, axes = plt.subplots(figsize=(5.4, 0.46 * len(rows) + 0.7))
     before = rows[0][1]
     for y, (title, loss) in enumerate(rows):
-        bar = GREEN if loss < before else "#c23b3b"
-        axes.plot([before, loss], [y, y], color=bar, linewidth=7, solid_capstyle="butt")
-        if y + 1 < len(rows):
-            axes.plot([loss, loss], [y, y + 1], color=GREY, linewidth=0.8)
-        axes.text(max(before, loss) + 0.02, y, f"{loss:.3f}", va="center", fontsize=10)
-        at = dict(va="center", fontsize=10, transform=axes.get_yaxis_transform())
-        axes.text(1.02, y, title, **at)
+        color = GREEN if loss < before else RED
+        if y == 0:
+            color = "black"
+        style = dict(color=color, solid_capstyle="butt")
+        axes.plot([before, loss], [y, y], linewidth=8, **style)
+        axes.plot([loss, loss], [y - 0.12, y + 0.12], linewidth=3, **style)
+        at = dict(y=y - 0.43, va="center", fontsize=12)
+        axes.text(1.72, s=title, **at)
+        axes.text(3.6, s=f"{loss:.3f}", color=color, ha="right", **at)
         before = loss
-    axes.invert_yaxis()
-    axes.set(
-        yticks=[],
-        xlabel="val loss after 300 steps: green where the step lowers it, else red",
-    )
-    axes.set_xlim(1.6, 3.6)
-    axes.grid(axis="x")
+    axes.set(yticks=[], ylim=(len(rows) - 0.5, -0.9), xlim=(1.7, 3.6))
+    axes.set_xlabel("val loss after 300 steps: green down, red up")
+    axes.set_xticks([1.75, 2, 2.25, 2.5, 2.75, 3, 3.25, 3.5])
     axes.spines["left"].set_visible(False)
     save(figure, "worth", "What each step of the chapter on the Transformer bought")
 
 
 def architecture():
     """A GPT: the residual stream with its shapes, and the code of every box."""
-    boxes = [  # from bottom to top: what it is, its code, its color
-        ("tokens idx (B, T)", "", "#eeeeee"),
-        ("embeddings", "x = self.wte(idx) + self.wpe(positions)", "#cfe3f5"),
-        ("attention", "x = x + self.attn(self.ln_1(x))", "#fbe0bd"),
-        ("MLP", "x = x + self.mlp(self.ln_2(x))", "#cfeacf"),
-        ("LayerNorm, lm_head", "return self.lm_head(self.ln_f(x))", "#cfe3f5"),
-        ("logits (B, T, V)", "", "#eeeeee"),
+    boxes = [  # what it is, its code, what it does, its color, its top, its height
+        ("tokens idx (B, T)", "", "", LIGHT_GREY, 604, 36),
+        (
+            "embeddings",
+            "x = self.wte(idx) + self.wpe(positions)",
+            "",
+            LIGHT_BLUE,
+            514,
+            56,
+        ),
+        (
+            "LayerNorm, attention",
+            "x = x + self.attn(self.ln_1(x))",
+            "class CausalSelfAttention: positions talk",
+            LIGHT_ORANGE,
+            376,
+            74,
+        ),
+        (
+            "LayerNorm, MLP",
+            "x = x + self.mlp(self.ln_2(x))",
+            "class MLP: each position thinks",
+            LIGHT_GREEN,
+            238,
+            74,
+        ),
+        (
+            "LayerNorm, lm_head",
+            "return self.lm_head(self.ln_f(x))",
+            "",
+            LIGHT_BLUE,
+            84,
+            56,
+        ),
+        ("logits (B, T, V)", "", "", LIGHT_GREY, 14, 36),
     ]
-    places = [520, 440, 330, 210, 90, 20]
+    stream = 58
     out = [
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 760 580" '
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 410 652" width="500" '
         'font-family="sans-serif" font-size="14">',
         "<title>The architecture of a GPT: residual stream, shapes and code</title>",
-        '<rect width="760" height="580" fill="#ffffff"/>',
-        '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" '
-        'markerHeight="8" orient="auto"><path d="M0 0 L8 4 L0 8 z"/></marker></defs>',
-        '<rect x="40" y="160" width="690" height="240" rx="8" fill="none" '
-        'stroke="#888888" stroke-dasharray="6 4"/>',
-        '<text x="130" y="180" fill="#555555">class Block, n_layer times: '
-        '<tspan font-family="monospace">for block in self.h: x = block(x)</tspan>'
-        "</text>",
+        '<rect width="410" height="652" fill="#ffffff"/>',
+        '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="9" '
+        'markerHeight="9" markerUnits="userSpaceOnUse" orient="auto">'
+        '<path d="M0 0 L8 4 L0 8 z"/></marker></defs>',
+        '<rect x="8" y="168" width="394" height="314" rx="8" fill="none" '
+        'stroke="#666666" stroke-dasharray="6 4"/>',
+        '<text x="84" y="188">class Block, n_layer times:</text>',
+        '<text x="84" y="206" font-size="12" font-family="monospace">'
+        "for block in self.h: x = block(x)</text>",
     ]
 
-    def line(x, y, x2, y2, tip=True):
+    def line(*points, tip=True, width=1.6):
+        path = " L".join(f"{x} {y}" for x, y in points)
         end = ' marker-end="url(#tip)"' if tip else ""
         out.append(
-            f'<path d="M{x} {y} L{x2} {y2}" stroke="#000000" stroke-width="1.6" '
+            f'<path d="M{path}" stroke="#000000" stroke-width="{width}" '
             f'fill="none"{end}/>'
         )
 
-    line(110, 520, 110, 483)
-    line(110, 440, 110, 133)  # the residual stream
-    line(110, 90, 110, 63)
-    for (what, code, color), y in zip(boxes, places):
-        beside = what in ("attention", "MLP")
-        x, width = (190, 200) if beside else (50, 180)
-        label = f"LayerNorm, {what}" if beside else what
+    line((stream, 604), (stream, 571))
+    line((stream, 514), (stream, 141), width=3)  # the residual stream
+    line((stream, 84), (stream, 51))
+    for what, code, does, color, y, height in boxes:
+        x, width = (20, 376) if code else (20, 150)
+        if does:
+            x, width = 96, 298
+        middle = x + width / 2
+        at = f'x="{middle:g}" text-anchor="middle"'
         out.append(
-            f'<rect x="{x}" y="{y}" width="{width}" height="42" fill="{color}" '
-            f'stroke="#000000"/><text x="{x + width / 2}" y="{y + 26}" '
-            f'text-anchor="middle">{label}</text>'
+            f'<rect x="{x}" y="{y}" width="{width}" height="{height}" fill="{color}" '
+            f'stroke="#000000"/><text {at} y="{y + 23}">{what}</text>'
         )
         if code:
             out.append(
-                f'<text x="{x + width + 20}" y="{y + 26}" font-family="monospace" '
-                f'font-size="13">{code}</text>'
+                f'<text {at} y="{y + 43}" '
+                f'font-family="monospace" font-size="13">{code}</text>'
             )
-        if beside:  # reads the stream below, adds to it above
-            line(110, y + 52, 290, y + 52, tip=False)
-            line(290, y + 52, 290, y + 44)
-            line(290, y, 290, y - 14, tip=False)
-            line(290, y - 14, 123, y - 14)
+        if does:  # reads the stream below, adds to it above
+            out.append(f'<text {at} y="{y + 63}" font-size="12">{does}</text>')
+            below, above = y + height + 14, y - 14
+            line((stream, below), (middle, below), (middle, y + height + 1))
+            line((middle, y), (middle, above), (stream + 12, above))
             out.append(
-                f'<circle cx="110" cy="{y - 14}" r="11" fill="#ffffff" '
-                f'stroke="#000000"/><text x="110" y="{y - 9}" '
+                f'<circle cx="{stream}" cy="{above}" r="11" fill="#ffffff" '
+                f'stroke="#000000"/><text x="{stream}" y="{above + 5}" '
                 'text-anchor="middle">+</text>'
             )
-    for y, shape in ((422, "(B, T, C)"), (285, "(B, T, C)"), (150, "(B, T, C)")):
-        out.append(f'<text x="118" y="{y}" font-size="12">{shape}</text>')
-    for y, words in (
-        (377, "class CausalSelfAttention: positions talk"),
-        (257, "class MLP: each position thinks"),
-    ):
-        out.append(
-            f'<text x="410" y="{y}" font-size="12" fill="#555555">{words}</text>'
-        )
-    at = 'font-size="12" fill="#555555" text-anchor="middle"'
+    for y in (501, 346, 159):
+        out.append(f'<text x="{stream + 10}" y="{y}" font-size="13">(B, T, C)</text>')
     out.append(
-        f'<text transform="rotate(-90 32 285)" x="32" y="285" {at}>'
-        "the residual stream</text>"
+        '<text transform="rotate(-90 32 325)" x="32" y="325" font-size="13" '
+        'text-anchor="middle">the residual stream</text>'
     )
     out.append("</svg>")
     write("architecture", "\n".join(out))
@@ -482,34 +526,47 @@ def muon():
     """What a gradient and Muon's update do to the unit circle, and a real spectrum."""
     angles = [2 * math.pi * i / 200 for i in range(201)]
     circle = [(math.cos(a), math.sin(a)) for a in angles]
-    figure, three = plt.subplots(1, 3, figsize=(12, 4), layout="constrained")
+    figure = plt.figure(figsize=(5.4, 6.8), layout="constrained")
+    top, low = figure.subfigures(2, 1, height_ratios=(3.8, 3))
+    both = top.subplots(1, 2, sharey=True)
     for axes, ((a, b), (c, d)), title in (
-        (three[0], ((3, 2), (2, 3)), "the gradient: factors 5 and 1"),
-        (three[1], ((1, 0), (0, 1)), "Muon's update: factors 1 and 1"),
+        (both[0], ((3, 2), (2, 3)), "the gradient:\nfactors 5 and 1"),
+        (both[1], ((1, 0), (0, 1)), "Muon's update:\nfactors 1 and 1"),
     ):
-        axes.plot(*zip(*circle), color=GREY, linewidth=1, linestyle="--")
+        axes.plot(*zip(*circle), color="#444444", linewidth=1, linestyle="--")
         image = [(a * x + b * y, c * x + d * y) for x, y in circle]
         axes.plot(*zip(*image), color=BLUE, linewidth=2)
         for sign, color in ((1, GREEN), (-1, ORANGE)):
             x, y = math.sqrt(0.5), sign * math.sqrt(0.5)
             arrow = dict(arrowstyle="->", color=color, linewidth=2.5)
+            arrow |= dict(shrinkA=0, shrinkB=0)
             end = (a * x + b * y, c * x + d * y)
             axes.annotate("", end, (0, 0), arrowprops=arrow)
-        axes.set(xlim=(-4, 4), ylim=(-4, 4), aspect="equal", title=title)
-        axes.set_xlabel("dashed: vectors of length 1; blue: their images", fontsize=10)
+        axes.set(xlim=(-4.2, 4.2), ylim=(-4.2, 4.2))
+        axes.set(xticks=[-2, 0, 2], yticks=[-4, -2, 0, 2, 4])
+        axes.set_aspect("equal")
+        axes.set_title(title, fontsize=12)
         axes.grid()
+    both[0].set_xlabel("dashed: the vectors\nof length 1")
+    both[1].set_xlabel("blue: what becomes\nof them")
     report = (DOCS / "bench/effects.json").read_text(encoding="utf-8")
     values = json.loads(report)["spectrum"]["value"]
     relative = [value / values[0] for value in values]
     ranks = range(1, len(values) + 1)
-    real = three[2]
+    real = low.subplots()
     real.plot(ranks, relative, color=BLUE, linewidth=2)
     real.axhline(1, color=PURPLE, linewidth=2)
-    real.text(64, 1.25, "Muon's update", color=PURPLE, ha="center")
-    real.text(70, relative[54], "the gradient", color=BLUE)
+    real.text(70, 0.8, "Muon's update: 1 for all", color=PURPLE, ha="center", va="top")
+    real.text(36, relative[54], "the gradient", color=BLUE, ha="center", va="top")
     real.set(yscale="log", ylim=(1e-4, 3), xlim=(1, len(values)))
-    real.set(title="a gradient of step 14, 128 directions")
-    real.set_xlabel("singular values by size, the largest set to 1", fontsize=10)
+    real.set_yticks(
+        [1, 0.1, 0.01, 0.001, 1e-4], ["1", "0.1", "0.01", "0.001", "0.0001"]
+    )
+    real.set_xticks([1, 32, 64, 96, 128])
+    real.minorticks_off()
+    real.set_title("a real gradient, of step 14", fontsize=12)
+    real.set_xlabel("its 128 directions, by size")
+    real.set_ylabel("factor (largest: 1)")
     real.grid()
     save(figure, "muon", "A gradient and Muon's update: how far each direction moves")
 
@@ -518,10 +575,10 @@ def overfitting():
     """Train and val loss on a short text, with and without dropout."""
     report = (DOCS / "bench/effects.json").read_text(encoding="utf-8")
     runs = json.loads(report)["runs"]
-    figure, axes = plt.subplots(figsize=(9, 4.4))
-    for name, color, label in (
-        ("small text", "#c23b3b", "no dropout"),
-        ("small text, dropout 0.2", GREEN, "dropout 0.2"),
+    figure, axes = plt.subplots(figsize=(5.4, 4.2), layout="constrained")
+    for name, color, label, val_at, train_at in (
+        ("small text", RED, "no dropout", (1180, 3.0), (880, 0.8)),
+        ("small text, dropout 0.2", GREEN, "dropout 0.2", (1590, 1.94), (1590, 1.34)),
     ):
         output = runs[name]["output"]
         pattern = r"step +(\d+) \| train loss (\S+) \| val loss (\S+)"
@@ -529,14 +586,14 @@ def overfitting():
         steps, train, val = zip(*((int(s), float(a), float(b)) for s, a, b in lines))
         last = int(re.search(r"max_iters=(\d+)", runs[name]["flags"])[1])
         final = float(re.search(r"final val loss (\S+)", output)[1])
-        at = dict(xytext=(6, -3), textcoords="offset points", color=color)
+        at = dict(color=color, ha="right", va="center")
         axes.plot([*steps, last], [*val, final], color=color, linewidth=2)
-        axes.annotate(f"{label}, val", (last, final), **at)
         axes.plot(steps, train, color=color, linewidth=1.5, linestyle="--")
-        at["xytext"] = (20, -3)
-        axes.annotate(f"{label}, train", (steps[-1], train[-1]), **at)
+        axes.text(*val_at, f"{label}: val", **at)
+        axes.text(*train_at, f"{label}: train", **at)
     axes.set(xlabel="step", ylabel="loss on a text of 30 KB", ylim=(0, 3.5))
     axes.set_xlim(0, last)
+    axes.set_xticks(range(0, last + 1, 400))
     axes.grid()
     save(figure, "overfitting", "Loss on a short text, with and without dropout")
 
@@ -573,59 +630,78 @@ def seen_by(names, hop, T):
 def patterns():
     """Who sees whom among 36 positions, in rows of 6."""
     T, stride, summary = 36, 6, 2
+    framed = 27
     names = sparse(T, stride, summary, tile=6)
     out = [
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 960 380" '
-        'font-family="sans-serif" font-size="14">',
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 640 696" width="560" '
+        'font-family="sans-serif" font-size="20">',
         "<title>Which positions attend to which: dense, strided and fixed</title>",
-        '<rect width="960" height="380" fill="#ffffff"/>',
+        '<rect width="640" height="696" fill="#ffffff"/>',
         "<defs>",
     ]
     for name, color in {
-        "a1": "#1f6fb4",
-        "a2": "#f2a33a",
-        "both": "#7a4a9e",
+        "a1": BLUE,
+        "a2": "#d9822b",
+        "both": PURPLE,
         "none": "#e4e4e4",
     }.items():
         out.append(f'<rect id="{name}" width="7" height="7" fill="{color}"/>')
     out.append("</defs>")
     words = {
-        "dense": "dense: T * T",
-        "strided": "strided: row before, column",
-        "fixed": "fixed: own row, last c columns",
+        "dense": ("dense", "all before, in one hop"),
+        "strided": ("strided", "1: the row before", "2: the column"),
+        "fixed": ("fixed", "1: the own row", "2: last c columns"),
     }
-    for n, (name, word) in enumerate(words.items()):
+    for n, (name, lines) in enumerate(words.items()):
         hops = names["patterns"][name]
         first = seen_by(names, hops[0], T)
         last = seen_by(names, hops[-1], T)
-        out.append(f'<text x="{20 + 316 * n}" y="24">{word}</text>')
-        out.append(f'<g id="{name}" transform="translate({20 + 316 * n} 36)">')
+        left, top = 30 + 312 * (n % 2), 36 + 350 * (n // 2)
+        for i, line in enumerate(lines):
+            weight = "" if i else ' font-weight="bold"'
+            out.append(
+                f'<text x="{left + 290}" y="{top + 14 + 25 * i}" '
+                f'text-anchor="end"{weight}>{line}</text>'
+            )
+        out.append(f'<g id="{name}" transform="translate({left} {top})">')
         for i in range(T):
             for j in range(i + 1):
                 kind = "none"
-                if first[i, j] and last[i, j]:
+                if len(hops) == 1:
+                    kind = "a1"
+                elif first[i, j] and last[i, j]:
                     kind = "both"
                 elif first[i, j]:
                     kind = "a1"
                 elif last[i, j]:
                     kind = "a2"
                 out.append(f'<use href="#{kind}" x="{8 * j}" y="{8 * i}"/>')
-        out.append("</g>")
-    x = 20
+        out.append(
+            f'<rect x="-2.5" y="{8 * framed - 2.5}" width="{8 * framed + 12}" '
+            'height="12" fill="none" stroke="#000000" stroke-width="2"/></g>'
+        )
+    x, y = 350, 412
     for kind, word in {
-        "a1": "hop 1 (A1)",
-        "a2": "hop 2 (A2)",
-        "both": "both",
-        "none": "not seen, but in reach of two hops",
+        "a1": "seen in hop 1",
+        "a2": "seen in hop 2",
+        "both": "seen in both",
+        "none": "in reach of two hops",
     }.items():
         out.append(
-            f'<use href="#{kind}" x="{x}" y="342"/>'
-            f'<text x="{x + 14}" y="350">{word}</text>'
+            f'<use href="#{kind}" transform="translate({x} {y - 15}) scale(2.3)"/>'
+            f'<text x="{x + 30}" y="{y}">{word}</text>'
         )
-        x += 45 + 8 * len(word)
-    what = "Each line is a position that attends, each column one that is seen; "
-    what += f"T = {T}, stride l = {stride}, summary c = {summary}"
-    out.append(f'<text x="20" y="372" fill="#555555">{what}</text>')
+        y += 34
+    y += 6
+    for line in (
+        "down: the one that attends",
+        "across: the one that it sees",
+        f"framed: what number {framed} sees",
+        f"T = {T}, stride l = {stride},",
+        f"summary c = {summary}",
+    ):
+        out.append(f'<text x="{x}" y="{y}" font-size="19">{line}</text>')
+        y += 28
     out.append("</svg>")
     write("patterns", "\n".join(out))
 
@@ -637,13 +713,14 @@ def layouts():
     column = names["patterns"]["strided"][1]
     last_columns = names["patterns"]["fixed"][1]
     panels = {
-        "strided, hop 2, as they come": (column, names["as_they_come"]),
-        "strided, hop 2, by column": (column, column.order),
-        "fixed, hop 2, as they come": (last_columns, names["as_they_come"]),
-        "fixed, hop 2, summaries first": (last_columns, last_columns.order),
+        "strided, as they come": (column, names["as_they_come"]),
+        "strided, by column": (column, column.order),
+        "fixed, as they come": (last_columns, names["as_they_come"]),
+        "fixed, summaries first": (last_columns, last_columns.order),
     }
-    figure, all_axes = plt.subplots(1, 4, figsize=(12, 3.7))
-    for axes, (title, (hop, order)) in zip(all_axes, panels.items()):
+    figure, all_axes = plt.subplots(2, 2, figsize=(5.4, 6.7), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.1, w_pad=0.1)
+    for axes, (title, (hop, order)) in zip(all_axes.flat, panels.items()):
         positions = sorted(range(T), key=order)
         seen = []
         computed = 0
@@ -654,17 +731,21 @@ def layouts():
                     for x in range(left, left + row):
                         if names["sees"](hop, positions[y], positions[x]):
                             seen.append((y, x))
-                color = "#efefef"
+                color = LIGHT_GREY
                 if len(seen) > before:
-                    color = "#fbe0bd"
+                    color = LIGHT_ORANGE
                     computed += 1
                 corner = (left - 0.45, top - 0.45)
                 block = plt.Rectangle(corner, row - 0.1, row - 0.1, color=color)
                 axes.add_patch(block)
         squares(axes, T, 12, {(BLUE, 1): seen})
-        axes.set_title(f"{title}:\n{computed} of 36 blocks", fontsize=10)
-    what = "blue: seen; orange: computed with it and masked; grey: skipped"
-    figure.text(0.5, 0.03, what, ha="center", color="#555555")
+        axes.set_title(f"{title}:\n{computed} of 36 blocks", fontsize=12)
+    for axes in all_axes[:, 0]:
+        axes.set_ylabel("queries")
+    for axes in all_axes[1]:
+        axes.set_xlabel("keys")
+    what = "blue: seen in hop 2; orange: computed with it,\nand masked; grey: skipped"
+    figure.supxlabel(what, fontsize=12)
     title = "The blocks of scores that are computed, before and after reordering"
     save(figure, "layouts", title)
 
@@ -677,8 +758,9 @@ def curves():
         "v2_attention": (62, 2.45),
         "gpt_char": (62, 1.33),
         "gpt2_train": (135, 1.13),
-        "sparse_gpt": (120, 1.95),
+        "sparse_gpt": (88, 1.95),
     }
+    ladder = tables("ladder")["Every script without arguments"]
     for name, run in tables("curves").items():
         seconds, losses = zip(*run["points"])
         end = (seconds[-1], losses[-1])
@@ -686,9 +768,12 @@ def curves():
         axes.plot(*end, "o", color=COLORS[name])
         line = dict(arrowstyle="-", color=COLORS[name], linewidth=0.8, shrinkB=4)
         label = f"{name}.py  {losses[-1]:.2f}"
+        latest = statistics.median(ladder[name]["final val loss"])
+        if abs(latest - losses[-1]) > 0.01:  # the script learns better since then
+            label += f", by now {latest:.2f}"
         at = dict(color=COLORS[name], fontsize=12, arrowprops=line)
         axes.annotate(label, end, places[name], **at)
-    axes.annotate("4.17: knows nothing yet", (6, 4.12), color="#666666", va="center")
+    axes.annotate("4.17: knows nothing yet", (6, 4.12), color="#555555", va="center")
     axes.set(xlabel="seconds of training, on two cores", xlim=(0, 250))
     axes.set(ylabel="val loss: lower is better", ylim=(1, 4.25))
     axes.grid()
@@ -717,7 +802,9 @@ def peers():
     axes.legend(frameon=False, labelcolor="linecolor", loc="upper right")
     axes.axhline(1.4697, color=GREY, linewidth=1, linestyle="--")  # nanoGPT's README
     words = "1.4697: nanoGPT, 3 minutes of an A100"
-    axes.annotate(words, (6, 1.485), color="#666666", fontsize=11)
+    axes.annotate(words, (6, 1.485), color="#555555", fontsize=11)
+    words = "dots: runs; lines: the best so far"
+    axes.text(0.98, 0.66, words, color="#555555", ha="right", transform=axes.transAxes)
     axes.set(xscale="log", xlabel="seconds of training, on two cores (log scale)")
     axes.set(ylabel="val loss: lower is better", xlim=(5.5, 330), ylim=(1.35, 2.7))
     ticks = [7.5, 15, 30, 60, 120, 240]
@@ -734,42 +821,37 @@ def cost():
     path = DOCS / "bench/sparse_speed.json"
     runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
     lengths = sorted(int(name.split()[2]) for name in runs)
-    figure, axes = plt.subplots(figsize=(9, 4.2))
-    colors = {"dense": GREY, "fixed": BLUE, "strided": ORANGE}
-    colors["window, two rows"] = GREEN
+    figure, axes = plt.subplots(figsize=(5.4, 4.6), layout="constrained")
+    colors = {"dense": "#444444", "window, two rows": GREEN}
+    colors |= {"fixed": BLUE, "strided": ORANGE}
     for name, color in colors.items():
         times = []
         for T in lengths:
             times.append(statistics.median(runs[f"T = {T}"]["times"][name]))
-        axes.plot(lengths, times, "o-", linewidth=2, color=color)
-        shift = (8, {"strided": -12}.get(name, -2))
-        at = dict(xytext=shift, textcoords="offset points", color=color)
-        axes.annotate(f"{name}: {times[-1]:,.0f} ms", (lengths[-1], times[-1]), **at)
-        power = {"dense": 2, "fixed": 1.5}.get(name)
+        label = f"{name}: {times[-1]:,.0f} ms"
+        axes.plot(lengths, times, "o-", linewidth=2, color=color, label=label)
+        power, words = {"dense": (2, "as T²"), "fixed": (1.5, "as T√T")}.get(
+            name, (None, "")
+        )
         if power is None:
             continue
         guide = [times[-1] * (n / lengths[-1]) ** power for n in lengths]
-        axes.plot(lengths, guide, ":", color=color, linewidth=1)
-        at = dict(xytext=(-48, -4), textcoords="offset points", color=color)
-        axes.annotate(f"as T^{power:g}", (lengths[0], guide[0]), fontsize=10, **at)
+        axes.plot(lengths, guide, ":", color=color, linewidth=1.5)
+        place = (2 * lengths[0], guide[0] * 2**power)
+        at = dict(xytext=(4, -4), textcoords="offset points", color=color, va="top")
+        axes.annotate(words, place, **at)
+    title = f"at {lengths[-1]:,} positions:"
+    legend = dict(frameon=False, labelcolor="linecolor", loc="upper left")
+    axes.legend(title=title, alignment="left", **legend)
     axes.set(xscale="log", yscale="log", xlabel="T, positions in the context")
-    axes.set(
-        ylabel="ms, forward and backward",
-        xlim=(lengths[0] * 0.72, lengths[-1] * 2.2),
-        ylim=(1, None),
-    )
+    axes.set(ylabel="ms, forward and backward")
+    axes.set(xlim=(lengths[0] * 0.85, lengths[-1] * 1.15), ylim=(4, 25_000))
     axes.set_xticks(lengths, [f"{n:,}" for n in lengths])
-    axes.set_yticks([1, 10, 100, 1000], ["1", "10", "100", "1,000"])
+    axes.set_yticks([10, 100, 1000, 10_000], ["10", "100", "1,000", "10,000"])
     axes.minorticks_off()
     axes.grid()
     title = "Time of dense and of sparse attention against the length of the context"
     save(figure, "cost", title)
-
-
-LIGHT_BLUE = "#cfe3f5"
-LIGHT_ORANGE = "#fbe0bd"
-LIGHT_GREEN = "#cfeacf"
-LIGHT_GREY = "#eeeeee"
 
 
 def sheet(width, height):
@@ -781,7 +863,7 @@ def sheet(width, height):
     return figure, axes
 
 
-def box(axes, x, y, width, height, color, label="", size=10):
+def box(axes, x, y, width, height, color, label="", size=12):
     """A box with its lower left corner at x, y, and a label in it."""
     style = dict(facecolor=color, edgecolor="black", linewidth=0.8)
     axes.add_patch(plt.Rectangle((x, y), width, height, **style))
@@ -796,68 +878,71 @@ def arrow(axes, start, end, color="black"):
 
 def accumulation():
     """A batch of eight sequences at once, and in four micro-batches."""
-    figure, axes = sheet(90, 42)
+    figure, axes = sheet(54, 55)
+    heading = dict(ha="center", weight="bold")
+    axes.text(27, 52.5, "at once: x (8, T), memory for 8 sequences", **heading)
     for i in range(8):
-        box(axes, 4, 32 - 3.5 * i, 12, 3.2, LIGHT_BLUE)
-    axes.text(10, 38, "x (8, T)", ha="center")
-    arrow(axes, (17, 19), (22, 19))
-    box(axes, 22.5, 15.5, 8, 7, LIGHT_ORANGE, "loss")
-    axes.text(19, 2, "at once: memory for 8 sequences", ha="center", fontsize=10)
+        box(axes, 1, 48.5 - 2.5 * i, 15, 2.2, LIGHT_BLUE)
+    arrow(axes, (16.5, 39.8), (20.5, 39.8))
+    box(axes, 21, 36.3, 11, 7, LIGHT_ORANGE, "loss")
+    arrow(axes, (32.5, 39.8), (39.5, 39.8), GREEN)
+    box(axes, 40, 36.3, 13, 7, LIGHT_GREEN, "gradient")
+    axes.text(27, 25.5, "four times x (2, T), memory for 2 sequences", **heading)
     for i in range(4):
-        y = 31 - 8.5 * i
+        y = 18.5 - 6 * i
         for j in range(2):
-            box(axes, 42, y + 3.5 * (1 - j), 12, 3.2, LIGHT_BLUE)
-        arrow(axes, (55, y + 3.4), (58, y + 3.4))
-        box(axes, 58.5, y + 0.4, 9, 6, LIGHT_ORANGE, "loss / 4")
-        arrow(axes, (68, y + 3.4), (75.5, 19 + 1.2 * (1.5 - i)), GREEN)
-    axes.text(48, 40, "x (2, T), four times", ha="center")
-    box(axes, 76, 14.5, 12, 9, LIGHT_GREEN, "gradients\nadd up")
-    axes.text(65, 2, "one after the other: memory for 2", ha="center", fontsize=10)
-    axes.plot([36.5, 36.5], [4, 38], color=GREY, linewidth=1, linestyle="--")
+            box(axes, 1, y + 2.5 * (1 - j), 15, 2.2, LIGHT_BLUE)
+        arrow(axes, (16.5, y + 2.3), (20.5, y + 2.3))
+        box(axes, 21, y, 11, 4.7, LIGHT_ORANGE, "loss / 4")
+        arrow(axes, (32.5, y + 2.3), (39.5, 11.8 + 1.5 * (1.5 - i)), GREEN)
+    box(axes, 40, 8.3, 13, 7, LIGHT_GREEN, "gradients\nadd up")
     save(figure, "accumulation", "A batch at once, and the same in four micro-batches")
 
 
 def ddp():
     """Two processes compute half of a step each and average their gradients."""
-    figure, axes = sheet(90, 36)
+    figure, axes = sheet(54, 52)
     for rank, color in enumerate((LIGHT_BLUE, LIGHT_ORANGE)):
-        y = 23 - 18 * rank
-        axes.text(2, y + 4.5, f"rank {rank}", va="center", fontsize=11)
+        x = 2 + 28 * rank
+        middle = x + 11
+        axes.text(middle, 49.5, f"rank {rank}", ha="center", weight="bold")
         windows = ("0 1 | 4 5", "2 3 | 6 7")[rank]
-        box(axes, 11, y, 14, 9, color, f"windows\n{windows}")
-        arrow(axes, (25.5, y + 4.5), (29.5, y + 4.5))
-        box(axes, 30, y, 13, 9, color, "the whole\nmodel")
-        arrow(axes, (43.5, y + 4.5), (47.5, y + 4.5))
-        box(axes, 48, y, 11, 9, color, f"gradient {rank}")
-        arrow(axes, (59.5, y + 4.5), (63, 18.2 + 1.5 * (0.5 - rank)), GREEN)
-        arrow(axes, (73, 18.2 + 1.5 * (0.5 - rank)), (76.5, y + 4.5), GREEN)
-        box(axes, 77, y, 11, 9, color, "the same\nstep")
-    box(axes, 63.3, 14.5, 9.4, 7.5, LIGHT_GREEN, "mean", 11)
-    axes.text(68, 10.5, "all-reduce", ha="center", fontsize=10, color=GREEN)
+        box(axes, x, 42, 22, 6, color, f"windows {windows}")
+        arrow(axes, (middle, 41.7), (middle, 38.3))
+        box(axes, x, 32, 22, 6, LIGHT_GREY, "the whole model")
+        arrow(axes, (middle, 31.7), (middle, 28.3))
+        box(axes, x, 22, 22, 6, color, f"gradient {rank}")
+        side = 27 + 7 * (2 * rank - 1)
+        arrow(axes, (middle, 21.7), (side, 17.3), GREEN)
+        arrow(axes, (side, 10.7), (middle, 6.8), GREEN)
+        box(axes, x, 0.5, 22, 6, LIGHT_GREEN, "the same step")
+    box(axes, 14, 11, 26, 6, LIGHT_GREEN, "all-reduce: the mean")
     save(figure, "ddp", "Two processes, one mean gradient, and the same step in both")
 
 
 def zero():
     """Five pieces, shared out between two processes and collected again."""
-    figure, axes = sheet(90, 34)
+    figure, axes = sheet(54, 41)
     colors = (LIGHT_BLUE, LIGHT_ORANGE)
-    for rank in range(2):
-        y = 21 - 16 * rank
-        axes.text(2, y + 3.5, f"rank {rank}", va="center", fontsize=11)
+    middles = (13.5, 40.5)
+    for rank, middle in enumerate(middles):
+        axes.text(middle, 38.5, f"rank {rank}", ha="center", weight="bold")
         for piece in range(5):
+            x = middle - 11.4 + 4.6 * piece
             owner = piece // 3
             mine = owner == rank
             color = colors[owner] if mine else "#ffffff"
-            box(axes, 11 + 4 * piece, y, 3.6, 7, LIGHT_GREY, str(piece))
-            box(axes, 39 + 4 * piece, y, 3.6, 7, color, str(piece) if mine else "")
-            box(axes, 68 + 4 * piece, y, 3.6, 7, colors[owner], str(piece))
-        arrow(axes, (32, y + 3.5), (37.5, y + 3.5))
-        for other in (24, 8):
-            arrow(axes, (60, y + 3.5), (66.5, other + 0.5), GREEN)
-    axes.text(21, 31, "mean gradients (step 12)", ha="center", fontsize=10)
-    axes.text(49, 31, "momentum, Newton-Schulz", ha="center", fontsize=10)
-    axes.text(78, 31, "updates", ha="center", fontsize=10)
-    axes.text(63.3, 1.5, "all-gather", ha="center", fontsize=10, color=GREEN)
+            box(axes, x, 29, 4.3, 4.6, LIGHT_GREY, str(piece))
+            box(axes, x, 16.5, 4.3, 4.6, color, str(piece) if mine else "")
+            box(axes, x, 1, 4.3, 4.6, colors[owner], str(piece))
+        arrow(axes, (middle, 28.6), (middle, 25.2))
+        for other in middles:
+            arrow(axes, (middle, 16.1), (other, 9.8), GREEN)
+    at = dict(ha="center", va="center")
+    axes.text(27, 35.5, "1. mean gradients, the same in both (step 12)", **at)
+    axes.text(27, 23.5, "2. momentum, Newton-Schulz: each for its own", **at)
+    axes.text(27, 7.8, "3. updates, the same in both", **at)
+    axes.text(48.5, 13, "all-gather", color=GREEN, **at)
     save(figure, "zero", "The pieces of Muon, shared out between two processes")
 
 
@@ -868,53 +953,64 @@ def formats():
         ("bfloat16", 8, 7, -126, 128),
         ("float16", 5, 10, -14, 16),
     )
-    figure, (top, low) = plt.subplots(2, 1, figsize=(9, 5.2))
+    figure, (top, low) = plt.subplots(2, 1, figsize=(5.4, 5.8), layout="constrained")
     for n, (name, exponent, fraction, smallest, largest) in enumerate(kinds):
         y = 2 - n
         bits = [LIGHT_GREY] + exponent * [LIGHT_ORANGE] + fraction * [LIGHT_BLUE]
         for i, color in enumerate(bits):
-            box(top, i, y, 1, 0.7, color)
-        top.text(-0.5, y + 0.35, name, ha="right", va="center", fontsize=11)
+            box(top, i, y, 1, 0.42, color)
+        words = f"{name}: 1 + {exponent} + {fraction} bits"
+        top.text(0, y + 0.5, words, va="bottom")
         low.plot([smallest, largest], [y, y], color=BLUE, linewidth=9)
         tail = smallest - fraction  # smaller ones have fewer digits
-        low.plot([tail, smallest], [y, y], color=LIGHT_BLUE, linewidth=9)
-    top.set(xlim=(-5, 33), ylim=(-0.3, 3.6))
+        low.plot([tail, smallest], [y, y], color=BLUE, linewidth=3)
+        low.text(largest, y + 0.2, name, ha="right", va="bottom")
+    top.set(xlim=(-0.2, 32.2), ylim=(-0.1, 3.5))
     top.axis("off")
-    legend = ((0.5, "sign"), (5, "exponent: range"), (20, "fraction: precision"))
-    for x, words in legend:
-        top.text(x, 2.95, words, ha="center", fontsize=10)
+    for x, color, words in (
+        (0, LIGHT_GREY, "sign"),
+        (6.5, LIGHT_ORANGE, "exponent: range"),
+        (19, LIGHT_BLUE, "fraction: precision"),
+    ):
+        box(top, x, 3.1, 1, 0.3, color)
+        top.text(x + 1.5, 3.25, words, va="center")
     # 1 / 50,257 tokens / 1,536 to 524,288 positions in a step
-    low.axvspan(-35, -26, color="#c23b3b", alpha=0.15, linewidth=0)
-    words = "gradients of GPT-2's logits:\nlost in float16"
-    low.text(-30.5, -0.75, words, ha="center", va="center", fontsize=9)
-    low.set_yticks([2, 1, 0], [kind[0] for kind in kinds])
-    low.set_xticks([-126, -60, -14, 16, 60, 128])
-    low.set_xticklabels(["2^-126", "2^-60", "2^-14", "2^16", "2^60", "2^128"])
-    low.set(ylim=(-1.3, 2.6), xlabel="size of a number (pale: fewer digits)")
-    low.tick_params(left=False)
-    figure.tight_layout()
+    low.axvspan(-35, -26, color=RED, alpha=0.25, linewidth=0)
+    words = "gradients of GPT-2's\nlogits: lost in float16"
+    low.text(-39, 0.05, words, ha="right", va="center", color=RED)
+    powers = {-126: "2⁻¹²⁶", -64: "2⁻⁶⁴", -14: "2⁻¹⁴", 16: "2¹⁶", 64: "2⁶⁴"}
+    powers[128] = "2¹²⁸"
+    low.set_xticks([*powers], [*powers.values()], fontsize=14)
+    low.set(yticks=[], ylim=(-0.5, 2.7), xlabel="size of a number (thin: fewer digits)")
+    low.spines["left"].set_visible(False)
     save(figure, "formats", "The bits and the range of float32, bfloat16 and float16")
 
 
 def cache():
     """Rows of queries, keys and values that are computed, without and with a cache."""
-    figure, axes = sheet(90, 36)
+    figure, axes = sheet(54, 41)
+    at = dict(ha="center", va="center")
     for n, (title, cached) in enumerate((("without", False), ("with a cache", True))):
-        left = 4 + 46 * n
-        axes.text(left + 18, 33, title, ha="center", fontsize=12)
-        for k, (name, rows) in enumerate((("q", 6), ("k", 6), ("v", 6))):
-            x = left + 13 * k
-            axes.text(x + 4.5, 29.5, name, ha="center", fontsize=11)
-            for i in range(rows):
+        left = 8 + 24.5 * n
+        axes.text(left + 10.5, 39, title, weight="bold", **at)
+        for k, name in enumerate("qkv"):
+            x = left + 7.2 * k
+            axes.text(x + 3.3, 35.7, name, **at)
+            for i in range(6):
                 new = not cached or i == 5
                 if name == "q" and not new:
                     continue
                 color = LIGHT_ORANGE if new else LIGHT_BLUE
-                box(axes, x, 24.5 - 4 * i, 9, 3.6, color, "new" if new else "", 8)
-    box(axes, 58, 0.4, 3, 2.4, LIGHT_BLUE)
-    axes.text(62, 1.6, "from the cache", va="center", fontsize=10)
-    box(axes, 12, 0.4, 3, 2.4, LIGHT_ORANGE)
-    axes.text(16, 1.6, "computed for the sixth token", va="center", fontsize=10)
+                box(axes, x, 30 - 4.4 * i, 6.6, 4, color, "new" if new else "")
+    for i in range(6):
+        axes.text(4, 32 - 4.4 * i, f"{i + 1}", **at)
+    axes.text(4, 35.7, "token", **at)
+    for y, color, words in (
+        (3.6, LIGHT_ORANGE, "new: computed for token 6"),
+        (0.5, LIGHT_BLUE, "from the cache: computed before, kept"),
+    ):
+        box(axes, 8, y, 3, 2.2, color)
+        axes.text(12, y + 1.1, words, va="center")
     save(
         figure, "cache", "What is computed for one more token, without and with a cache"
     )
