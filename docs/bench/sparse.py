@@ -3,7 +3,7 @@
     python docs/bench/sparse.py counts      without a clock: scores, cache, tiles
     python docs/bench/sparse.py speed       attention alone, 1,024 to 16,384 positions
     python docs/bench/sparse.py sampling    tokens a second at position 8,000
-    python docs/bench/sparse.py crossover   a training step, 512 to 16,384 positions
+    python docs/bench/sparse.py crossover   forward and backward, 512 to 16,384 long
     python docs/bench/sparse.py recall      does a value arrive from far away?
     python docs/bench/sparse.py equal_time  the loss of seven patterns on two texts
     python docs/bench/sparse.py steps       each step of the chapter, with its pattern
