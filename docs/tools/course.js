@@ -167,11 +167,16 @@ function startTips() {
   const tip = make("div", { id: "tip", hidden: true });
   tip.setAttribute("role", "tooltip");
   document.body.append(tip);
-  const hide = () => (tip.hidden = true);
+  let shown = null;
+  const hide = () => {
+    tip.hidden = true;
+    shown = null;
+  };
   function show(event) {
     const link = event.currentTarget;
     tip.textContent = link.dataset.tip;
     tip.hidden = false;
+    shown = link;
     const box = link.getBoundingClientRect();
     const widest = root.clientWidth - tip.offsetWidth - 8;
     tip.style.left = `${scrollX + Math.max(8, Math.min(box.left, widest))}px`;
@@ -183,16 +188,34 @@ function startTips() {
     link.setAttribute("aria-describedby", "tip");
     for (const name of ["mouseenter", "focus"]) link.addEventListener(name, show);
     for (const name of ["mouseleave", "blur"]) link.addEventListener(name, hide);
+    // A finger cannot hover: its first tap shows the sentence, the second leads there
+    let first = false;
+    link.addEventListener("pointerdown", (event) => {
+      first = event.pointerType === "touch" && shown !== link;
+    });
+    link.addEventListener("click", (event) => {
+      if (!first) return;
+      first = false;
+      event.preventDefault();
+      show(event);
+    });
   }
   addEventListener("keydown", (event) => event.key === "Escape" && hide());
+  document.addEventListener("pointerdown", (event) => {
+    if (shown && !shown.contains(event.target)) hide();
+  });
 }
 
 // ---------------------------------------------------------------------------- Search
 function dialog(id, title, ...content) {
   const close = make("button", { type: "button" }, "Close");
-  const box = make("dialog", { id }, make("h2", {}, title), ...content, close);
+  const head = make("div", { className: "title" }, make("h2", {}, title), close);
+  const box = make("dialog", { id }, head, ...content);
   box.setAttribute("aria-label", title);
   close.onclick = () => box.close();
+  box.onclick = (event) => {
+    if (event.target === box) box.close();  // what is beside it belongs to it
+  };
   document.body.append(box);
   return box;
 }
@@ -210,12 +233,16 @@ function score(entry, words) {
   return points + (entry.where === "Glossary" ? 2 : 0);
 }
 
+// The text around a word, from and to the edge of a word
 function excerpt(text, word) {
-  const at = Math.max(0, text.toLowerCase().indexOf(word));
-  const start = Math.max(0, at - 60);
-  const found = text.slice(at, at + word.length);
-  const after = text.slice(at + word.length, at + 90);
-  return [start ? "… " : "", text.slice(start, at), make("mark", {}, found), after, " …"];
+  const at = text.toLowerCase().indexOf(word);
+  const from = at > 60 ? text.indexOf(" ", at - 60) + 1 : 0;
+  const to = text.length > from + 150 ? text.lastIndexOf(" ", from + 150) : text.length;
+  const dots = [from ? "… " : "", to < text.length ? " …" : ""];
+  if (at < 0) return [text.slice(0, to), dots[1]];
+  const end = at + word.length;
+  const found = make("mark", {}, text.slice(at, end));
+  return [dots[0], text.slice(from, at), found, text.slice(end, to), dots[1]];
 }
 
 function find(query, results) {
@@ -229,6 +256,7 @@ function find(query, results) {
   results.replaceChildren();
   for (const [, entry] of hits.slice(0, 20)) {
     const link = make("a", { href: entry.page }, entry.title);
+    link.onclick = () => results.closest("dialog").close();  // it may be on this page
     const where = make("small", {}, ` ${entry.where}`);
     const text = make("div", {}, ...excerpt(entry.text, words[0]));
     results.append(make("li", {}, link, where, text));
@@ -245,6 +273,9 @@ function startSearch() {
   results.setAttribute("aria-live", "polite");
   const box = dialog("search", "Search the course", input, results);
   input.oninput = () => window.course_index && find(input.value, results);
+  input.onkeydown = (event) => {
+    if (event.key === "Enter") $("a", results)?.click();
+  };
   openSearch = () => {
     if (!window.course_index && !$("script[src='search.js']")) {
       const script = make("script", { src: "search.js" });
@@ -261,8 +292,8 @@ function startSearch() {
 
 // ------------------------------------------------------------------------------ Keys
 const KEYS = [
-  ["→ or n", "next page"],
-  ["← or p", "previous page"],
+  ["→ n", "next page"],
+  ["← p", "previous page"],
   ["c", "contents"],
   ["v", "side by side or unified"],
   ["u", "unfold the diff"],
@@ -271,10 +302,16 @@ const KEYS = [
 ];
 
 function startKeys() {
-  const rows = KEYS.map(([key, what]) => {
-    return make("p", {}, make("kbd", {}, key), ` ${what}`);
-  });
-  const help = dialog("keys", "Keys", ...rows);
+  const list = make("dl");
+  for (const [keys, what] of KEYS) {
+    const caps = keys.split(" ").flatMap((key) => [make("kbd", {}, key), " "]);
+    list.append(make("dt", {}, ...caps), make("dd", {}, what));
+  }
+  const help = dialog("keys", "Keys", list);
+  const button = make("button", { type: "button", className: "keys" }, "?");
+  button.setAttribute("aria-label", "List of keys");
+  button.onclick = () => help.showModal();
+  $("header button").after(button);
   const go = (rel) => $(`header a[rel=${rel}]`)?.click();
   const actions = {
     ArrowRight: () => go("next"),
@@ -308,6 +345,11 @@ function startProgress() {
   const seen = recall("seen", []);
   const page = document.body.dataset.page;
   const note = $("#progress");
+  const here = $(".dots [aria-current]");
+  if (here) {
+    const row = here.closest("ol");
+    row.scrollLeft = here.offsetLeft - row.offsetLeft - row.clientWidth / 2;
+  }
   for (const link of $$(".dots a, .steps a")) {
     if (seen.includes(link.getAttribute("href"))) link.classList.add("seen");
   }
@@ -325,6 +367,11 @@ function startProgress() {
   const names = links.map((link) => link.getAttribute("href"));
   const read = names.filter((name) => seen.includes(name)).length;
   if (!read) return;
+  for (const fold of $$(".chapter")) {
+    const steps = $$("[data-step]", fold);
+    const done = $$("[data-step].seen", fold).length;
+    if (done) $(".count", fold).textContent = `${done} of ${steps.length} read`;
+  }
   note.hidden = false;
   const next = links[names.findLastIndex((name) => seen.includes(name)) + 1];
   note.append(`You have read ${read} of ${links.length} steps. `);

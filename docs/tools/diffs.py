@@ -65,6 +65,9 @@ def plain(pieces):
 
 
 def span(name, inner):
+    if name == "c":  # the sign of a comment stays with its first word
+        word = r"^# [^\s&<-][^\s&<]{,15}"
+        inner = re.sub(word, r'<span class="w">\g<0></span>', inner)
     if name and inner:
         return f'<i class="{name}">{inner}</i>'
     return inner

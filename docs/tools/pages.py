@@ -56,6 +56,9 @@ building on the last: a table of character pairs, attention, a Transformer that 
 Shakespeare on a laptop in a few minutes, GPT-2, and sparse attention for long texts.
 The lessons are the diffs between them. Each shows what it does to the loss and to what
 the model writes.
+"""
+TASTE = """
+To see first what comes out in the end, run the GPT of chapter 3:
 
 ```sh
 pip install -r requirements.txt
@@ -63,6 +66,10 @@ python gpt_char.py                      # trains a GPT, then writes
 python gpt_char.py --prompt="ROMEO:"    # only writes
 ```
 """
+
+
+NOTHING_KNOWN = 4.17  # the loss if all 65 characters are equally likely
+LONG = 6  # a page with so many sections begins with a list of them
 
 
 class Page(NamedTuple):
@@ -78,7 +85,11 @@ class Page(NamedTuple):
 # ----------------------------------------------------------------------------- Markdown
 def coloured(text, language, _):
     """A block of code as HTML, coloured where its language is known."""
-    if language in ("python", "sh", "diff"):
+    if language == "sh":
+        code = diffs.code(text, get_lexer_by_name(language))
+        code = unbroken(code.replace("\n</i>", "</i>\n"))
+        return "".join(f"<span>{line}</span>" for line in code.splitlines(True))
+    if language in ("python", "diff"):
         return diffs.code(text, get_lexer_by_name(language))
     return ""
 
@@ -86,6 +97,12 @@ def coloured(text, language, _):
 MARKDOWN = MarkdownIt("commonmark", {"html": True, "highlight": coloured})
 MARKDOWN.enable("table")
 COMMAND = re.compile(r"(python|pip|torchrun|git|uv) \S")
+
+
+def unbroken(code):
+    """HTML of a command that wraps before its flags, not within, and after a slash."""
+    code = re.sub(r"(?<!<)/(?=\w)", "/<wbr>", code)
+    return re.sub(r"(?<![^\s>])-[\w-]{1,30}=?", r'<span class="w">\g<0></span>', code)
 
 
 def slug(title):
@@ -182,7 +199,11 @@ def render(text, path, pages):
             if child.type == "code_inline" and COMMAND.match(child.content):
                 child.attrSet("class", "command")
     body = MARKDOWN.renderer.render(found, MARKDOWN.options, {})
-    body = body.replace("<p><em>Measured:", '<p class="measured"><em>Measured:')
+    body = re.sub("<p>(?=<em>(Measured|Counted))", '<p class="measured">', body)
+    body = body.replace("<p><em>Not measured", '<p class="unmeasured"><em>Not measured')
+    body = body.replace("<p><strong>Predict", '<p class="predict"><strong>Predict')
+    inline = r'(?<!<pre>)(<code(?: class="command")?>)([^<]*)(?=</code>)'
+    body = re.sub(inline, lambda code: code[1] + unbroken(code[2]), body)
     body = body.replace("<table>", '<div class="scroll"><table>')
     body = body.replace("</table>", "</table></div>")
     for name, model in (("bigram", "bigram"), ("heads", "attention")):
@@ -212,8 +233,11 @@ def value(row, measure):
     return values[0]
 
 
-def before_and_after(label, old, new, digits, unit=""):
-    """A line of a table: a number before and after a step, or nothing."""
+def before_and_after(label, old, new, digits, noise, unit=""):
+    """A line of a table: a number before and after a step, or nothing.
+
+    A change below the noise gets no colour.
+    """
     if old is None or new is None:
         return ""
     change = new - old
@@ -222,7 +246,7 @@ def before_and_after(label, old, new, digits, unit=""):
     if round(abs(change), digits) > 0:
         words = f"{sign}{abs(change):.{digits}f}{unit}"
     kind = "same"
-    if words != "no change":
+    if abs(change) >= noise:
         kind = "worse" if change > 0 else "better"
     return (
         f'<tr><th scope="row">{label}</th><td>{old:.{digits}f}{unit}</td>'
@@ -235,41 +259,41 @@ def sparkline(chapter, here):
     chapters = [name for name in CHAPTERS if name not in course.BRANCHES]
     if chapter not in chapters:
         chapters = [chapter]
-    rows = {name: measured(name) for name in chapters if measured(name)}
-    count = sum(len(steps) for steps in rows.values())
-    losses = []
-    for steps in rows.values():
-        found = [value(row, "val loss") for row in steps.values()]
-        losses += [loss for loss in found if loss is not None]
-    top = max(losses)
-    bottom = min(losses)
+    losses = {}
+    for name in chapters:
+        every = {step: value(row, "val loss") for step, row in measured(name).items()}
+        found = {step: loss for step, loss in every.items() if loss is not None}
+        if found:
+            losses[name] = found
+    everything = [loss for found in losses.values() for loss in found.values()]
+    top = max(everything)
+    bottom = min(everything)
     lines = []
     names = []
     x = 0
-    for name, steps in rows.items():
+    for name, found in losses.items():
         points = []
-        for step, row in steps.items():
+        for step, loss in found.items():
             x += 1
-            loss = value(row, "val loss")
-            if loss is None:
-                continue
-            left = 100 * (x - 0.5) / count
+            left = 100 * (x - 0.5) / len(everything)
             down = 10 + 80 * (top - loss) / (top - bottom)
             points.append(f"{left:.2f},{down:.1f}")
             if (name, step) == (chapter, here):
                 dot = f'<span style="left:{left:.2f}%;top:{down:.1f}%"></span>'
         kind = "this" if name == chapter else "other"
         lines.append(f'<polyline class="{kind}" points="{" ".join(points)}"/>')
-        label = name_of_chapter(DOCS / f"{name}.md")
-        names.append(f'<span style="flex:{len(steps)}">{label}</span>')
+        label = name_of_chapter(DOCS / f"{name}.md").replace("Chapter", "Ch.")
+        names.append(f'<span class="{kind}" style="flex:{len(found)}">{label}</span>')
     return (
+        '<p class="note">Val loss after every step; the dot is this one.</p>'
+        '<div class="plot"><div class="axis" aria-hidden="true">'
+        f"<span>{top:.2f}</span><span>{bottom:.2f}</span></div>"
         '<div class="spark"><svg viewBox="0 0 100 100" preserveAspectRatio="none" '
         'role="img" aria-label="A line that shows the loss after every step, with a '
         f'dot at this one">{"".join(lines)}</svg>{dot}</div>'
-        f'<div class="names" aria-hidden="true">{"".join(names)}</div>'
-        '<p class="note">The val loss after every step, from '
-        f"{bottom:.2f} to {top:.2f}; the dot is this step. Chapters train for "
-        "different numbers of steps.</p>"
+        f'<div class="names" aria-hidden="true">{"".join(names)}</div></div>'
+        '<p class="note">Compare within a chapter only: each trains for its own number '
+        "of steps.</p>"
     )
 
 
@@ -286,11 +310,10 @@ def effect(chapter, name):
         return ""
     old = known[-1]
     lines = before_and_after(
-        "val loss", value(old, "val loss"), value(new, "val loss"), 3
+        "val loss", value(old, "val loss"), value(new, "val loss"), 3, 0.015
     )
-    lines += before_and_after(
-        "time of a step", value(old, "ms per step"), value(new, "ms per step"), 1, " ms"
-    )
+    times = value(old, "ms per step"), value(new, "ms per step")
+    lines += before_and_after("time of a step", *times, 1, 0.05, " ms")
     samples = ""
     if old.get("sample") and new.get("sample"):
         for words, row in (("It wrote before", old), ("It writes now", new)):
@@ -305,6 +328,18 @@ def effect(chapter, name):
         f"<tbody>{lines}</tbody></table></div>{sparkline(chapter, name)}"
         f'<div class="samples">{samples}</div></section>'
     )
+
+
+def with_effect(body, box):
+    """A page with the box below what was measured, so that one can predict it first."""
+    places = list(re.finditer(r'<p class="(un)?measured">.*?</p>\n', body, re.S))
+    if not places:
+        return body + box
+    end = places[-1].end()
+    sample = re.compile(r"<pre>.*?</pre>\n", re.S).match(body, end)
+    if sample:
+        end = sample.end()
+    return body[:end] + box + body[end:]
 
 
 # -------------------------------------------------------------------------------- Pages
@@ -347,9 +382,19 @@ def name_of_chapter(path):
     return ""
 
 
+def part_that_begins(page):
+    """The title of the part whose first step this is, or nothing."""
+    found = re.search(r"^\*\*(Part .*)\*\*$", page.text, re.M)
+    return found[1] if found and page.step else ""
+
+
 def kicker(page, pages):
     """Above the title: the chapter, which step of how many, and links to all."""
     chapter = name_of_chapter(page.path)
+    lesson = DOCS / f"{page.path.stem}.md"
+    if page.path.suffix == ".py" and name_of_chapter(lesson):
+        words = f'<a href="{lesson.stem}.html">{name_of_chapter(lesson)}</a>'
+        return f'<p class="kicker">The script of {words}</p>'
     siblings = [other for other in pages if other.path == page.path]
     if not chapter or len(siblings) == 1:
         return f'<p class="kicker">{chapter}</p>' if chapter else ""
@@ -357,18 +402,77 @@ def kicker(page, pages):
     words = chapter
     if page.step:
         words += f", step {page.step} of {count}"
+        earlier = [other for other in siblings if 0 < other.step <= page.step]
+        titles = [part_that_begins(other) for other in earlier]
+        for title in [title for title in titles if title][-1:]:
+            words += f" · {title}"
     items = []
     for other in siblings:
         label = str(other.step or ("Start" if other == siblings[0] else "End"))
         here = ' aria-current="page"' if other == page else ""
+        begins = ' class="part"' if part_that_begins(other) else ""
         title = html.escape(other.title)
         items.append(
-            f'<li><a href="{other.name}" title="{title}"{here}>{label}</a></li>'
+            f'<li{begins}><a href="{other.name}" title="{title}"{here}>{label}</a></li>'
         )
     return (
         f'<p class="kicker">{words}</p><nav class="dots" '
         f'aria-label="Steps of this chapter"><ol>{"".join(items)}</ol></nav>'
     )
+
+
+def list_of_links(pairs, kind=""):
+    """Links, each with attributes for its <a>, as a list without numbers of its own."""
+    items = []
+    for attributes, words in pairs:
+        items.append(f"<li><a {attributes}>{html.escape(words)}</a></li>")
+    return f'<ul class="steps{kind}">{"".join(items)}</ul>'
+
+
+def sections(page):
+    """(link, title) of the sections of a page."""
+    text = re.sub(r"^```.*?^```\n", "", page.text, flags=re.M | re.S)
+    found = []
+    for title in re.findall(r"^## (.+)", text, re.M):
+        link = f'href="{page.name}#{slug(title)}"'
+        found.append((link, title.replace("`", "")))
+    return found
+
+
+def with_sections(body, page, pages):
+    """A long page with a list of its sections below the title."""
+    alone = [other for other in pages if other.path == page.path] == [page]
+    if page.path.parent != DOCS or not alone or len(sections(page)) < LONG:
+        return body
+    links = list_of_links(sections(page))
+    fold = '<details class="chapter"><summary><span>On this page</span></summary>'
+    return body.replace("</h1>", f"</h1>{fold}{links}</details>", 1)
+
+
+def steps_of_chapter(page, pages):
+    """Below the introduction of a chapter: its steps, under the names of its parts."""
+    siblings = [other for other in pages if other.path == page.path]
+    if len(siblings) == 1 or siblings[:1] != [page]:
+        return ""
+    out = ['<h2 id="the-steps">The steps of this chapter</h2>']
+    links = []
+    for other in siblings[1:]:
+        part = part_that_begins(other)
+        if part:
+            if links:
+                out.append(list_of_links(links, " boxed"))
+            links = []
+            out.append(f"<h3>{html.escape(part)}</h3>")
+        links.append((f'href="{other.name}"', other.title))
+    out.append(list_of_links(links, " boxed"))
+    return "".join(out)
+
+
+def facts():
+    """For whom the course is and what it takes, from the README."""
+    text = course.read(ROOT / "README.md")
+    names = "For whom|You need|Time"
+    return "\n".join(re.findall(rf"^\*\*(?:{names})\*\*(?:.+\n)+", text, re.M))
 
 
 def ladder(pages):
@@ -384,13 +488,13 @@ def ladder(pages):
         if not loss:
             continue
         number += 1
-        share = min(1, max(0, (4.17 - float(loss)) / (4.17 - 1.3)))
+        share = float(loss) / NOTHING_KNOWN
         out.append(
             f'<li><a href="{chapter}"><b>{number}. {script}</b></a>'
             f'<span class="adds">+ {html.escape(adds)}</span>'
             f'<span class="loss">val loss <b>{loss}</b>'
             f'<span class="bar" style="--share:{share:.2f}"></span></span>'
-            f'<span class="time">{time}</span>'
+            f'<span class="time">trains in {time}</span>'
             f"<q>{html.escape(wrote.strip('`'))}</q></li>"
         )
     return f'<ol class="ladder">{"".join(out)}</ol>'
@@ -398,12 +502,23 @@ def ladder(pages):
 
 def contents(parts, pages):
     """The body of the start page."""
-    out = [render(START, ROOT / "README.md", pages)]
+    readme = ROOT / "README.md"
+    out = [render(START, readme, pages)]
+    begin = pages[DOCS / "bigram.md", ""]
+    out.append(f'<p><a class="begin" href="{begin}">Begin with chapter 1 →</a></p>')
     out.append('<p id="progress" hidden></p>')
-    out.append("<h2>The ladder</h2>")
+    out.append(f'<div class="facts">{render(facts(), readme, pages)}</div>')
+    out.append(render(TASTE, readme, pages))
+    out.append(
+        "<h2>The ladder</h2><p>The <b>val loss</b> says how surprised a model is by "
+        "text it was not trained on: the shorter the bar, the better. A full bar, "
+        f"{NOTHING_KNOWN}, is a model that knows nothing yet. Each card ends with a "
+        "line that the model wrote.</p>"
+    )
     out.append(ladder(pages))
     out.append(
-        '<p><img src="pictures/curves.svg" alt="The validation loss of the five '
+        '<p class="note">Scripts 4 and 5 aim at scale, not at a lower loss on a laptop.'
+        '</p><p><img src="pictures/curves.svg" alt="The validation loss of the five '
         'scripts against the seconds of training: it falls from 4.17 to 1.45"></p>'
     )
     out.append("<h2>Try the first model</h2>")
@@ -413,37 +528,41 @@ def contents(parts, pages):
         "<noscript><p>It needs JavaScript.</p></noscript>"
     )
     out.append("<h2>Chapters</h2>")
-
-    def chapter(page):
-        return page.path if page.path.parent == DOCS else None
-
-    for path, group in itertools.groupby(parts, chapter):
-        first, *rest = group
-        title = first.title
-        items = rest
-        if path is None:
-            title = "Scripts and reports"
-            items = [first, *rest]
-        if not items:
-            name = name_of_chapter(path)
-            words = f"<b>{name}</b> {html.escape(title)}"
-            kind = "single boxed" if name else "single"
-            out.append(f'<p class="{kind}"><a href="{first.name}">{words}</a></p>')
-            continue
-        name = name_of_chapter(path) if path else ""
-        summary = f"<b>{name}</b> {html.escape(title)}"
-        links = []
-        if path:
-            links.append(f'<li><a href="{first.name}">Introduction</a></li>')
-        for page in items:
-            mark = " data-step" if page.step else ""
-            text = html.escape(page.title)
-            links.append(f'<li><a href="{page.name}"{mark}>{text}</a></li>')
-        out.append(
-            f"<details><summary>{summary}</summary>"
-            f'<ul class="steps">{"".join(links)}</ul></details>'
-        )
+    reference = []
+    others = []
+    for path, group in itertools.groupby(parts, lambda page: page.path):
+        if name_of_chapter(path):
+            out.append(folded_chapter(path, list(group)))
+        elif path.parent == DOCS:
+            reference += [(f'href="{page.name}"', page.title) for page in group]
+        else:
+            others += [(f'href="{page.name}"', page.title) for page in group]
+    out.append("<h2>To look up</h2>")
+    out.append(list_of_links(reference, " boxed"))
+    out.append(
+        '<details class="chapter"><summary><span>Scripts and reports</span>'
+        f'<small class="count">{len(others)} pages</small></summary>'
+        f"{list_of_links(others)}</details>"
+    )
     return "\n".join(out)
+
+
+def folded_chapter(path, group):
+    """A chapter on the start page: its title, with links to its steps or sections."""
+    first, *rest = group
+    links = [(f'href="{first.name}"', "Introduction")]
+    for page in rest:
+        mark = " data-step" if page.step else ""
+        links.append((f'href="{page.name}"{mark}', page.title))
+    count = f"{max(page.step for page in group)} steps"
+    if not rest:
+        links += sections(first)
+        count = f"{len(sections(first))} sections"
+    return (
+        f'<details class="chapter"><summary><span><b>{name_of_chapter(path)}</b> '
+        f'{html.escape(first.title)}</span><small class="count">{count}</small>'
+        f"</summary>{list_of_links(links)}</details>"
+    )
 
 
 def search_index(parts):
@@ -453,14 +572,14 @@ def search_index(parts):
         if page.path.parent != DOCS:
             continue
         text = re.sub(r"<!--.*?-->", "", page.text, flags=re.S)
-        text = re.sub(r"^```diff\n.*?^```\n", "", text, flags=re.M | re.S)
+        text = re.sub(r"^```.*?^```\n", "", text, flags=re.M | re.S)
         for section in re.split(r"^(?=#+ )", text, flags=re.M):
             if not section.strip():
                 continue
             title, _, body = section.partition("\n")
             title = title.lstrip("# ").replace("`", "")
             body = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", body)
-            body = re.sub(r"```\w*|[`*_]|</?\w+>", "", body)
+            body = re.sub(r"[`*]|</?\w+>", "", body)
             found.append(
                 {
                     "title": title,
@@ -515,16 +634,20 @@ def build(folder):
         body = kicker(page, parts)
         if page is first:
             body = contents(parts, pages)
+        box = ""
         prose = re.split(r"^```diff\n(?:.*\n)*?```\n", page.text, flags=re.M)
         for n, piece in enumerate(prose):
             if n > 0:
                 name, parent = next(following)
-                body += effect(page.path.stem, Path(name).stem)
+                box = effect(page.path.stem, Path(name).stem)
                 body += diffs.diff(texts[parent], texts[name], parent, name)
             if piece.strip() and n == 0:
                 body += render(piece, page.path, pages)
             elif piece.strip():
                 body += render_rest(piece, page.path, pages)
+        body = with_effect(body, box)
+        body = with_sections(body, page, parts)
+        body += steps_of_chapter(page, parts)
         scripts = ""
         if 'class="live"' in body:
             names = ("weights_bigram", "weights_attention", "live")

@@ -162,6 +162,43 @@ def test_prose_measure_and_changed_words(pages):
     assert "class" not in marked, "a word that did not change"
 
 
+def test_one_can_predict_before_one_reads_the_answer(pages):
+    """Wherever the diff stands, the box with the loss is below what was measured."""
+    count = 0
+    for path in pages.glob("*.html"):
+        page = path.read_text(encoding="utf-8")
+        if 'class="effect"' in page and 'class="predict"' in page:
+            kinds = re.findall('class="(predict|measured|unmeasured|effect)"', page)
+            assert kinds[0] == "predict" and kinds[-1] == "effect", path.name
+            count += 1
+    assert count > 20
+    page = (pages / "gpt2_train_20.html").read_text(encoding="utf-8")
+    assert '<p class="unmeasured"><em>Not measured' in page
+
+
+def test_an_introduction_lists_the_steps_and_a_long_page_its_sections(pages):
+    for name in ("v2_attention", "gpt_char"):
+        page = (pages / f"{name}.html").read_text(encoding="utf-8")
+        links = re.findall('href="([^"]*)"', page.split('id="the-steps"')[1])
+        steps = [path.name for path in pages.glob(f"{name}_[0-9]*.html")]
+        assert len(steps) > 9 and set(steps) <= set(links)
+    assert page.count("<h3>Part ") == 3
+    page = (pages / "bigram.html").read_text(encoding="utf-8")
+    fold = page.split("On this page")[1].split("</details>")[0]
+    links = re.findall('href="bigram.html#([^"]*)"', fold)
+    assert links == re.findall('<h2 id="([^"]*)"', page) and len(links) > 16
+
+
+def test_what_the_search_finds_has_a_place(pages):
+    """Comments in code are no headings, and names keep their underscores."""
+    script = (pages / "search.js").read_text(encoding="utf-8")
+    for entry in json.loads(script.split(" = ", 1)[1].rstrip(";\n")):
+        file, _, place = entry["page"].partition("#")
+        page = (pages / file).read_text(encoding="utf-8")
+        assert f'id="{place}"' in page or f"<h1>{entry['title']}" in page, entry
+    assert "v2_attention.py" in script and "v2attention" not in script
+
+
 @pytest.fixture(scope="module")
 def diffs():
     sys.path.insert(0, str(BUILD.parent))
@@ -525,6 +562,7 @@ def test_keys(visit):
     assert page.url == stay and not page.locator("#keys").is_visible()
     page.keyboard.press("/")
     page.keyboard.type("n?c")  # letters go to the field
+    page.wait_for_function("window.course_index")
     assert page.url == stay
     page.keyboard.press("Escape")
     page.keyboard.press("c")
@@ -557,6 +595,46 @@ def test_glossary_and_search(visit, pages):
     assert any("v2_attention_6.html#6-the-square-root" in href for href in hrefs)
     page.fill("#search input", "xyzzy")
     assert page.locator("#results").inner_text() == "Nothing found."
+    page.fill("#search input", "softmax")
+    page.keyboard.press("Enter")  # leads to the first
+    page.wait_for_url("**/glossary.html#softmax")
+
+
+@in_chromium
+def test_an_excerpt_marks_the_word_or_nothing(visit):
+    page = visit("index.html")
+    excerpt = "args => excerpt(...args).map(part => part.outerHTML ?? part).join('')"
+    assert page.evaluate(excerpt, ["one word", "word"]) == "one <mark>word</mark>"
+    assert page.evaluate(excerpt, ["one word", "title"]) == "one word"
+    long = page.evaluate(
+        excerpt, ["alpha beta " * 40 + "word " + "gamma " * 40, "word"]
+    )
+    assert re.fullmatch("… (alpha |beta )+<mark>word</mark>( gamma)+ …", long)
+
+
+@in_chromium
+def test_a_finger_reads_the_sentence_first(visit):
+    page = visit("v2_attention.html", 390, has_touch=True)
+    term = page.locator("a.term").first
+    term.tap()
+    assert page.locator("#tip").is_visible() and page.url.endswith("v2_attention.html")
+    page.locator("h1").tap()
+    assert not page.locator("#tip").is_visible()
+    term.tap()
+    term.tap()
+    page.wait_for_url("**/glossary.html#*")
+
+
+@in_chromium
+@pytest.mark.parametrize("width", WIDTHS)
+def test_no_button_covers_a_command(visit, width):
+    page = visit("gpt2_train_20.html", width)
+    button = page.locator("pre .copy").first.bounding_box()
+    lines = page.locator("pre:has(.copy) code > span").first
+    ends = "line => Math.max(...[...line.getClientRects()].map(box => box.right))"
+    text = "line => { const range = document.createRange();"
+    text += "range.selectNodeContents(line); return (" + ends + ")(range); }"
+    assert lines.evaluate(text) <= button["x"]
 
 
 @in_chromium
