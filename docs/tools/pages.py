@@ -557,7 +557,8 @@ def folded_chapter(path, group):
     count = f"{max(page.step for page in group)} steps"
     if not rest:
         links += sections(first)
-        count = f"{len(sections(first))} sections"
+        numbered = [title for _, title in sections(first) if title[0].isdigit()]
+        count = f"{len(numbered)} sections"
     return (
         f'<details class="chapter"><summary><span><b>{name_of_chapter(path)}</b> '
         f'{html.escape(first.title)}</span><small class="count">{count}</small>'
