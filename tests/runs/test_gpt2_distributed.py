@@ -195,6 +195,7 @@ def two(folder):
     return folder / "two"
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc has the names of threads")
 def test_no_thread_of_the_process_group_outlives_it(folder):
     """One that does may abort a run that has ended well."""

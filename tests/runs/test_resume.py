@@ -157,11 +157,16 @@ class Runs:
         return done
 
 
-def cases():
+def cases(long=()):
+    """Scripts with flags; those of the scripts in long are for the long tests."""
     found = []
     for name, (scripts, flags) in VARIANTS.items():
         for script in scripts:
-            found.append(pytest.param(script, flags, id=f"{script}-{name}"))
+            marks = ()
+            if script in long:
+                marks = pytest.mark.long
+            case = pytest.param(script, flags, id=f"{script}-{name}", marks=marks)
+            found.append(case)
     return found
 
 
@@ -183,7 +188,8 @@ def interrupt_at_random(runs, whole, seed, count):
     return said
 
 
-@pytest.mark.parametrize("script, flags", cases())
+# sparse_gpt.py has this code from gpt2_train.py
+@pytest.mark.parametrize("script, flags", cases(long=["sparse_gpt"]))
 def test_interrupted_equals_unbroken(place, monkeypatch, script, flags):
     runs = Runs(script, flags, monkeypatch)
     whole = runs.unbroken()
