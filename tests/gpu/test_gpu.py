@@ -273,8 +273,8 @@ MISPLACED = {  # the text that is replaced, by what
             "torch.from_numpy(x).to(device) for x in plan",
             "torch.from_numpy(x) for x in plan",
         ),
-        ("torch.from_numpy(place).to(device)", "torch.from_numpy(place)"),
-        ("q_group = q.index_select", "q_group = q.double().index_select"),
+        ("positions.clip(max=T - 1)).to(device)", "positions.clip(max=T - 1))"),
+        ("q_group = q_group.reshape", "q_group = q_group.double().reshape"),
     ],
 }
 
