@@ -793,6 +793,7 @@ def test_every_command_names_a_file_that_is_there(unfolded, chapter):
         assert (unfolded / path).exists(), f"docs/{chapter}.md: {path}"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("chapter", CHAPTERS)
 def test_every_file_in_between_is_a_script(unfolded, chapter):
     texts = [(ROOT / script_of(CHAPTERS[chapter])).read_text(encoding="utf-8")]

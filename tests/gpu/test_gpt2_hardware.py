@@ -245,6 +245,7 @@ def test_given_batch_size_is_taken(gpt2, tokens):
     assert g["micro_batch_size"] == 1 and g["accumulation"] == 8
 
 
+@pytest.mark.long
 def test_memory_table_is_computed_by_the_script(gpt2, gpt2_tokens):
     text = (SCRIPT.parent / "docs/reproduce_gpt2.md").read_text(encoding="utf-8")
     header = re.search(r"^\| model \| context \|(.*)\|$", text, flags=re.M)

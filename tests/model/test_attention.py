@@ -171,6 +171,7 @@ def test_parameter_count(load):
     assert count == embeddings + attention + head
 
 
+@pytest.mark.long
 def test_attention_beats_the_bigram_where_the_past_counts(run, folder):
     """Every second character repeats the one two before it: the current one alone tells
     nothing.

@@ -186,6 +186,7 @@ def test_checkpoints(gpt2, tokens, monkeypatch):
         assert compiled == pytest.approx(plain, rel=1e-5)
 
 
+@pytest.mark.long
 def test_fine_tuning_lowers_the_loss(gpt2, tmp_path):
     play = "thou art my lord and I thy fool"
     recipe = "mix two eggs with warm milk; bake for hours"
