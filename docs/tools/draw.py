@@ -4,7 +4,9 @@
     python docs/tools/draw.py NAME ...     some: bigram, heads, shapes, worth, ...
 
 bigram draws the table that docs/tools/weights.py wrote, and counts the pairs in
-data/shakespeare; most others draw what the reports in docs/bench have.
+data/shakespeare; samples marks the words of that text. Most others draw what the
+reports in docs/bench have. A column is 4.9 inches wide, so that letters of 12 points
+can be read on a telephone.
 """
 
 import base64
@@ -17,12 +19,13 @@ import re
 import runpy
 import statistics
 import sys
+import textwrap
 from contextlib import redirect_stdout
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.patches import FancyBboxPatch
+from matplotlib.patches import Patch
 
 DOCS = Path(__file__).resolve().parents[1]
 plt.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "", "font.size": 12}
@@ -91,6 +94,34 @@ def untrained(script, *flags):
     return names_of(script, *few, *flags)
 
 
+def sheet(width, height):
+    """An empty drawing on which 10 units are one inch."""
+    figure, axes = plt.subplots(figsize=(width / 10, height / 10))
+    figure.subplots_adjust(left=0, right=1, bottom=0, top=1)
+    axes.set(xlim=(0, width), ylim=(0, height))
+    axes.axis("off")
+    return figure, axes
+
+
+def box(axes, x, y, width, height, color, label="", size=12):
+    """A box with its lower left corner at x, y, and a label in it."""
+    style = dict(facecolor=color, edgecolor="black", linewidth=0.8)
+    axes.add_patch(plt.Rectangle((x, y), width, height, **style))
+    at = dict(ha="center", va="center", fontsize=size)
+    axes.text(x + width / 2, y + height / 2, label, **at)
+
+
+def arrow(axes, start, end, color="black"):
+    style = dict(arrowstyle="->", color=color, linewidth=1.5, shrinkA=0, shrinkB=0)
+    axes.annotate("", end, start, arrowprops=style)
+
+
+def frame(axes, x, y, width, height, color="black"):
+    """A frame around what the learner is to look at."""
+    style = dict(fill=False, edgecolor=color, linewidth=2.5, zorder=3, clip_on=False)
+    axes.add_patch(plt.Rectangle((x, y), width, height, **style))
+
+
 def letters(axes, columns, rows):
     """Label the cells of a matrix by characters, the columns on top."""
     show = {" ": "␣", "\n": "↵"}
@@ -118,27 +149,31 @@ def bigram():
     data = np.array([vocabulary.index(c) for c in text[: int(0.9 * len(text))]])
     pairs = np.bincount(data[:-1] * V + data[1:], minlength=V * V).reshape(V, V)
     counted = pairs / pairs.sum(axis=1, keepdims=True)
-    chars = " aehnotu"
+    chars = " aehot"
     ids = [vocabulary.index(c) for c in chars]
-    figure, both = plt.subplots(1, 2, figsize=(5.4, 3.15), layout="constrained")
-    for axes, table, title in zip(
-        both, (counted, learned), ("counted", "learned by bigram.py")
+    figure, both = plt.subplots(1, 2, figsize=(4.9, 3.4), layout="constrained")
+    for axes, table, title, color in zip(
+        both, (counted, learned), ("counted", "learned"), ("black", BLUE)
     ):
         shown = table[ids][:, ids]
-        axes.pcolormesh(shown, cmap="Blues", vmin=0, vmax=0.4)
+        axes.pcolormesh(shown, cmap="Blues", vmin=0, vmax=0.45)
         for i, row in enumerate(shown.tolist()):
             for j, p in enumerate(row):
                 if p >= 0.045:
-                    color = "white" if p > 0.25 else "black"
-                    at = dict(ha="center", va="center", fontsize=11, color=color)
+                    ink = "white" if p > 0.25 else "black"
+                    at = dict(ha="center", va="center", fontsize=13, color=ink)
                     axes.text(j + 0.5, i + 0.5, f"{100 * p:.0f}", **at)
+        for this, following in ("th", "he", "e "):
+            corner = (chars.index(following), chars.index(this))
+            frame(axes, *corner, 1, 1)
         letters(axes, chars, chars)
-        axes.tick_params(labelsize=12)
+        axes.tick_params(labelsize=13)
         axes.xaxis.set_label_position("top")
         axes.set_xlabel("... comes this one", labelpad=6)
-        axes.set_title(title, pad=10, fontsize=13, weight="bold")
+        axes.set_title(title, pad=10, fontsize=15, weight="bold", color=color)
     both[0].set_ylabel("after this letter ...")
-    figure.supxlabel("in percent, from 5 up; ␣ is a space", fontsize=12)
+    words = "in percent, from 5 up; ␣ is a space.\nFramed: how “the␣” is written"
+    figure.supxlabel(words, fontsize=12)
     save(figure, "bigram", "The table of pairs of characters, counted and learned")
 
 
@@ -164,55 +199,60 @@ def strip(axes, matrix, title, color, rows):
     axes.imshow(matrix, cmap="RdBu", interpolation="none", **limits)
     axes.set_yticks(range(len(rows)), rows)
     axes.set_xticks([])
-    axes.tick_params(length=0, labelsize=10)
+    axes.tick_params(length=0, labelsize=12)
     axes.spines[:].set_visible(True)
-    axes.set_title(title, color=color, fontsize=12)
+    axes.set_title(title, color=color, fontsize=13)
 
 
 def qkv():
     """Where the queries, keys and values of a line of text come from."""
     text, x, every_head = one_line()
     q, k, v = every_head[HEAD]
-    figure = plt.figure(figsize=(5.4, 5.2))
-    top = figure.add_axes((0.06, 0.6, 0.92, 0.34))
-    strip(top, x, f"x: 128 numbers for each letter ({SIGNS})", "black", text)
+    figure = plt.figure(figsize=(4.9, 5.6))
+    left, width = 0.06, 0.92
+    top = figure.add_axes((left, 0.61, width, 0.33))
+    strip(top, x, "x: 128 numbers for each letter", "black", text)
     parts = (("query", "Q", q, BLUE), ("key", "K", k, ORANGE), ("value", "V", v, GREEN))
     for n, (layer, letter, matrix, color) in enumerate(parts):
-        left = 0.06 + 0.325 * n
-        axes = figure.add_axes((left, 0.03, 0.27, 0.34))
-        strip(axes, matrix, f"{letter}: 32 each", color, text)
-        words = dict(color=color, fontsize=12, ha="center", weight="bold")
-        figure.text(left + 0.135, 0.482, f"self.{layer}", **words)
+        start = left + n * (width - width / 4) / 2
+        # A quarter as wide as x, as its rows have a quarter as many numbers
+        axes = figure.add_axes((start, 0.08, width / 4, 0.33))
+        strip(axes, matrix, "", color, text)
+        axes.set_title(f"{letter}: 32 each", color=color, fontsize=13, weight="bold")
+        middle = start + width / 8
+        words = dict(color=color, fontsize=13, ha="center", va="center", weight="bold")
+        figure.text(middle, 0.535, f"self.{layer}", **words)
         at = dict(xycoords="figure fraction", textcoords="figure fraction")
-        middle = left + 0.135
-        for start, end in ((0.59, 0.52), (0.462, 0.42)):
+        for begin, end in ((0.6, 0.56), (0.515, 0.465)):
             style = "->" if end < 0.5 else "-"
-            arrow = dict(arrowstyle=style, color=color, linewidth=1.8)
-            top.annotate("", (middle, end), (middle, start), arrowprops=arrow, **at)
+            line = dict(arrowstyle=style, color=color, linewidth=2)
+            top.annotate("", (middle, end), (middle, begin), arrowprops=line, **at)
+    figure.text(left + width / 2, 0.02, SIGNS, ha="center")
     save(figure, "qkv", "The queries, keys and values of a line, made from its vectors")
 
 
-def numbers(axes, matrix, text, title, cmap, limits, digits):
-    """Draw a matrix of positions with its numbers; those that are None stay empty."""
+def cells(axes, matrix, text, title, limits, words):
+    """Draw a matrix of positions in colours; words: {(row, column): what to write}.
+
+    What is hidden from a position is None, and stays empty.
+    """
     T = len(text)
     low, high = limits
-    cells = np.ma.masked_invalid(matrix)
-    axes.imshow(cells, cmap=cmap, vmin=low, vmax=high, interpolation="none")
-    for i in range(T):
-        for j in range(T):
-            number = matrix[i, j]
-            if np.isnan(number):
-                continue
-            dark = number > low + 0.7 * (high - low)
-            color = "white" if dark else "black"
-            at = dict(ha="center", va="center", fontsize=9, color=color)
-            axes.text(j, i, f"{number:.{digits}f}", **at)
+    shown = np.ma.masked_invalid(matrix)
+    axes.imshow(shown, cmap="Oranges", vmin=low, vmax=high, interpolation="none")
+    for (i, j), word in words.items():
+        dark = matrix[i, j] > low + 0.6 * (high - low)
+        color = "white" if dark else "black"
+        axes.text(j, i, word, ha="center", va="center", fontsize=10, color=color)
+    if np.isnan(matrix[0, -1]):
+        place = (0.72 * T - 0.5, 0.25 * T - 0.5)
+        axes.text(*place, "the future", ha="center", va="center", color="#666666")
     axes.set_xticks(range(T), text)
     axes.set_yticks(range(T), text)
     axes.xaxis.tick_top()
-    axes.tick_params(length=0)
+    axes.tick_params(length=0, labelsize=13)
     axes.spines[:].set_visible(False)
-    axes.set_title(title, fontsize=13)
+    axes.set_title(title, fontsize=14, weight="bold")
 
 
 def weights_of(scores):
@@ -225,34 +265,51 @@ def weights_of(scores):
 def attention():
     """From queries and keys to scores, weights and the output, on a line of text.
 
-    In two forms: two by two, and below each other for narrow screens.
+    In two forms: two by two, and below each other for narrow screens. A frame is
+    around the row that the chapter computes by hand.
     """
     text, _, every_head = one_line()
     q, k, v = every_head[HEAD]
+    T = len(text)
+    row = text.index("h")
     scores = q @ k.T / q.shape[1] ** 0.5
     weights = weights_of(scores)
     hidden = np.where(np.isnan(weights), np.nan, scores)
     output = np.nan_to_num(weights) @ v
+    of_row = {}
+    for j in range(T):
+        of_row[row, j] = f"{scores[row, j]:.0f}".replace("-", "−")
+    seen = {place: of_row[place] for place in of_row if place[1] <= row}
+    large = {}
+    for i in range(T):
+        for j in range(i + 1):
+            if weights[i, j] >= 0.05:
+                large[i, j] = f"{weights[i, j]:.2f}"
+    panels = (
+        ("1. scores: Q Kᵀ / √32", scores, (-18, 6), of_row),
+        ("2. the future hidden", hidden, (-18, 6), seen),
+        ("3. weights: softmax", weights, (0, 1), large),
+    )
     for name, shape, size in (
-        ("attention", (2, 2), (9, 9.4)),
-        ("attention_narrow", (4, 1), (4.6, 18.4)),
+        ("attention", (2, 2), (7.8, 8.6)),
+        ("attention_narrow", (4, 1), (4.4, 18.4)),
     ):
         figure, all_axes = plt.subplots(*shape, figsize=size, layout="constrained")
         figure.get_layout_engine().set(h_pad=0.12)
-        first, second, third, last = all_axes.flat
-        title = "1. scores: Q Kᵀ / √32"
-        numbers(first, scores, text, title, "Oranges", (-18, 6), 1)
-        title = "2. masked: no look at the future"
-        numbers(second, hidden, text, title, "Oranges", (-18, 6), 1)
-        title = "3. weights: softmax of each row"
-        numbers(third, weights, text, title, "Oranges", (0, 1), 2)
-        title = "4. output: weights · V"
-        strip(last, output, title, GREEN, text)
-        last.set_title(title, fontsize=13, color=GREEN)
-        last.set_box_aspect(1)
-        last.set_xlabel(f"32 numbers for each letter ({SIGNS})")
-        for axes in (first, second, third):
+        *first, last = all_axes.flat
+        for axes, panel in zip(first, panels):
+            title, matrix, limits, words = panel
+            cells(axes, matrix, text, title, limits, words)
             axes.set_xlabel("the letter that is looked at")
+        strip(last, output, "", "black", text)
+        last.set_title("4. output: weights · V", fontsize=14, weight="bold")
+        last.tick_params(labelsize=13)
+        last.set_box_aspect(1)
+        last.set_xlabel(f"32 numbers for each letter\n({SIGNS})")
+        for axes in all_axes.flat:
+            columns = T if axes is not last else output.shape[1]
+            frame(axes, -0.5, row - 0.5, columns, 1)
+            axes.get_yticklabels()[row].set_weight("bold")
         for axes in all_axes.reshape(shape)[:, 0]:
             if axes is not last:
                 axes.set_ylabel("the letter that looks")
@@ -262,26 +319,36 @@ def attention():
 def heads():
     """What each of the four heads looks at, on the same line."""
     text, _, every_head = one_line()
-    figure, all_axes = plt.subplots(2, 2, figsize=(5.4, 6), layout="constrained")
+    T = len(text)
+    row = text.index("h")
+    figure, all_axes = plt.subplots(2, 2, figsize=(4.9, 6.2), layout="constrained")
     figure.get_layout_engine().set(h_pad=0.1)
     for n, (axes, (q, k, _)) in enumerate(zip(all_axes.flat, every_head), start=1):
         weights = weights_of(q @ k.T / q.shape[1] ** 0.5)
         distances = [np.diagonal(weights, -far).mean() for far in range(4)]
         order = np.argsort(distances)[::-1]
         words = ("itself", "one back", "two back", "three back")
-        title = f"head {n}: {words[order[0]]}"
+        title = f"head {n}:\n{words[order[0]]}"
         if distances[order[0]] < 0.6:
             title += f" or {words[order[1]].removesuffix(' back')}"
-        cells = np.ma.masked_invalid(weights)
-        axes.imshow(cells, cmap="Oranges", vmin=0, vmax=1, interpolation="none")
-        axes.set_xticks(range(len(text)), text)
-        axes.set_yticks(range(len(text)), text)
+        shown = np.ma.masked_invalid(weights)
+        axes.imshow(shown, cmap="Oranges", vmin=0, vmax=1, interpolation="none")
+        frame(axes, -0.5, row - 0.5, row + 1, 1)
+        most = [
+            j for j in np.argsort(-weights[row, : row + 1]) if weights[row, j] > 0.1
+        ]
+        looks = f"{text[row]} looks at\n{', '.join(text[j] for j in most)}"
+        place = (0.74 * T - 0.5, 0.2 * T - 0.5)
+        axes.text(*place, looks, ha="center", va="center", weight="bold")
+        axes.set_xticks(range(T), text)
+        axes.set_yticks(range(T), text)
+        axes.get_yticklabels()[row].set_weight("bold")
         axes.xaxis.tick_top()
         axes.tick_params(length=0, labelsize=12)
         axes.spines[:].set_visible(False)
-        axes.set_title(title, fontsize=12)
+        axes.set_title(title, fontsize=13)
     figure.supylabel("the letter that looks", fontsize=12)
-    words = "the letter that is looked at (strong colour: much weight)"
+    words = "the letter that is looked at\n(strong colour: much weight)"
     figure.supxlabel(words, fontsize=12)
     save(
         figure, "heads", "The weights of the four heads of v2_attention.py over a line"
@@ -289,27 +356,44 @@ def heads():
 
 
 def samples():
-    """What gpt_char.py writes while it learns."""
+    """What gpt_char.py writes while it learns. Words of the text are marked."""
     run = tables("curves")["gpt_char"]
-    out, y = [], 30
-    for step, text in run["samples"].items():
-        lines = "\n".join(text.strip("\n").splitlines()[:6]).rstrip().splitlines()
-        out.append(
-            f'<text x="14" y="{y}" font-weight="bold">after {int(step):,} steps</text>'
-        )
+    text = Path("data/shakespeare/input.txt").read_text(encoding="utf-8")
+    known = set(re.findall(r"[A-Za-z']{2,}", text.lower()))
+    known |= {"a", "i", "o"}
+    columns = 46
+    style = f'fill="{GREEN}" font-weight="bold"'
+    out = [f'<text x="8" y="24" {style}>green: words that the text has, too</text>']
+    y = 62
+    *_, last = run["samples"]
+    for step, sample in run["samples"].items():
+        words = re.findall(r"[A-Za-z']+", sample)
+        share = sum(word.lower() in known for word in words) / len(words)
+        heading = f"after {int(step):,} steps: {100 * share:.0f}% are words"
+        out.append(f'<text x="8" y="{y}" font-weight="bold">{heading}</text>')
+        lines = []
+        for line in sample.split("\n"):
+            if line:
+                lines += textwrap.wrap(line, columns, subsequent_indent="  ")
+        lines = lines[:4] if step != last else lines[:6]
         for i, line in enumerate(lines, start=1):
-            if len(line) > 44:
-                line = line[:43] + "…"
-            at = f'x="14" y="{y + 19 * i}" font-family="monospace" font-size="14"'
-            out.append(f'<text {at} xml:space="preserve">{html.escape(line)}</text>')
-        y += 19 * len(lines) + 34
-    y -= 20
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 410 {y}" '
-    head += 'width="410" font-family="sans-serif">'
+            at = f'x="8" y="{y + 20 * i}" font-family="monospace" font-size="13"'
+            marked = []
+            for part in re.split(r"([A-Za-z']+)", line):
+                piece = html.escape(part, quote=False)
+                if part.lower() in known:
+                    piece = f"<tspan {style}>{piece}</tspan>"
+                marked.append(piece)
+            line = "".join(marked)
+            out.append(f'<text {at} fill="#555555" xml:space="preserve">{line}</text>')
+        y += 20 * len(lines) + 34
+    y -= 22
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 376 {y}" '
+    head += 'width="470" font-family="sans-serif" font-size="16">'
     out = [
         head,
         "<title>What gpt_char.py writes after some steps</title>",
-        f'<rect width="410" height="{y}" fill="#ffffff"/>',
+        f'<rect width="376" height="{y}" fill="#ffffff"/>',
         *out,
         "</svg>",
     ]
@@ -318,75 +402,69 @@ def samples():
 
 def shapes():
     """The shapes through attention: (B, T, C) to (B, nh, T, hs) and back."""
-    figure, axes = plt.subplots(figsize=(5.4, 7.2))
-    axes.set(xlim=(0, 100), ylim=(0, 134))
-    axes.axis("off")
+    figure, axes = sheet(47, 68)
     four = [LIGHT_BLUE, LIGHT_ORANGE, LIGHT_GREEN, LIGHT_PURPLE]
-    style = dict(boxstyle="square,pad=0", edgecolor="black", linewidth=0.8)
+    center = 15
 
-    def row(y, x, width):
-        """Four heads side by side: the columns of one matrix."""
-        for i in range(4):
-            place = ((x + i * width, y), width, 12)
-            axes.add_patch(FancyBboxPatch(*place, facecolor=four[i], **style))
+    def heads_of(x, y, width):
+        """A matrix whose columns belong to four heads."""
+        for i, color in enumerate(four):
+            box(axes, x + i * width, y, width, 6, color)
 
-    def text(x, y, words, **more):
-        axes.text(x, y, words, ha="center", va="center", fontsize=13, **more)
+    def shape(y, words):
+        style = dict(va="center", ha="right", fontsize=13, weight="bold")
+        axes.text(46.5, y + 3, words, **style)
 
-    def arrow(y, words):
-        axes.annotate("", (36, y - 7), (36, y), arrowprops=dict(arrowstyle="->"))
-        axes.text(40, y - 3.5, words, va="center", fontsize=12, family="monospace")
+    def step(y, words):
+        arrow(axes, (center, y + 5.4), (center, y + 0.8))
+        axes.text(center + 1.7, y + 3.1, words, va="center", family="monospace")
 
-    text(36, 131, "x", weight="bold")
-    row(116, 24, 6)
-    text(82, 122, "(B, T, C)")
-    arrow(114, "self.c_attn(x).split(C)")
+    box(axes, center - 6, 60, 12, 6, LIGHT_GREY, "x", 14)
+    shape(60, "(B, T, C)")
+    step(53.7, "c_attn, split")
     for n, name in enumerate("qkv"):
-        text(14 + 22 * n, 104.5, name, weight="bold")
-        row(89, 5 + 22 * n, 4.5)
-    text(86, 95, "(B, T, C)\neach")
-    arrow(86, "view, transpose")
-    for i in range(4):
-        x = 4 + 17 * i
-        for n in range(3):
-            place = ((x + 4.5 * n, 62), 3.6, 12)
-            axes.add_patch(FancyBboxPatch(*place, facecolor=four[i], **style))
-        text(x + 6.5, 58, f"head {i + 1}")
-    text(85, 70, "q, k, v:")
-    text(85, 65, "(B, nh, T, hs)")
-    arrow(54, "attention, each head alone")
-    for i in range(4):
-        place = ((8.5 + 17 * i, 32), 3.6, 12)
-        axes.add_patch(FancyBboxPatch(*place, facecolor=four[i], **style))
-    text(85, 38, "(B, nh, T, hs)")
-    arrow(29, "transpose, reshape")
-    row(7, 24, 6)
-    text(82, 13, "(B, T, C)")
-    text(50, 1, "one colour: one head;  C = nh · hs")
+        middle = center + 9.9 * (n - 1)
+        axes.text(middle, 51.2, name, ha="center", weight="bold", fontsize=14)
+        heads_of(middle - 4.4, 44, 2.2)
+    shape(44, "(B, T, C)\neach")
+    step(37.7, "view, transpose")
+    for i, color in enumerate(four):
+        x = 0.5 + 7.6 * i
+        for n, name in enumerate("qkv"):
+            box(axes, x + 2.2 * n, 31, 2, 6, color, name)
+        axes.text(x + 3.2, 28.3, f"head {i + 1}", ha="center")
+        box(axes, x + 2.2, 15.3, 2, 6, color)
+    shape(31, "(B, nh, T, hs)\neach")
+    step(22, "attention, each head alone")
+    shape(15.3, "(B, nh, T, hs)")
+    step(9, "transpose, reshape")
+    heads_of(center - 6, 2.6, 3)
+    shape(2.6, "(B, T, C)")
+    axes.text(center, -1, "nh heads of hs numbers: C = nh · hs", ha="center")
     save(figure, "shapes", "The shapes of tensors through attention, with four heads")
 
 
 def schedule():
-    """The learning rate of gpt_char.py, by its own function."""
+    """The learning rate of gpt_char.py, by its own function: the start, and all."""
     names = untrained("gpt_char.py", "--bfloat16")
     last_step = names["parser"].get_default("max_iters")
     get_lr = names["get_lr"]
     get_lr.__globals__["max_iters"] = last_step  # instead of 0
-    figure, whole = plt.subplots(figsize=(5.4, 3.9), layout="constrained")
-    start = whole.inset_axes((0.6, 0.58, 0.39, 0.34))
-    for axes, last in ((start, 20), (whole, last_step)):
-        steps = [*range(0, 21), *range(30, last + 1, 10)]
-        rates = [get_lr(step) for step in steps]
-        axes.plot(steps, rates, color=GREEN, linewidth=2)
-        axes.set(ylim=(0, 0.0165), xlim=(0, last), yticks=[0, 0.005, 0.01, 0.015])
-        axes.grid()
     peak = max(range(last_step), key=get_lr)
-    start.set_title(f"up: the first {peak} steps", fontsize=12)
-    start.set(xticks=[0, peak, 10, 20])
-    whole.set(ylabel="learning rate", xlabel="step")
-    whole.text(150, 0.0012, "then down in\na straight line", va="bottom")
-    whole.set_xticks(range(0, last_step + 1, 1000))
-    whole.set_xticklabels(f"{step:,}" for step in range(0, last_step + 1, 1000))
+    style = dict(sharey=True, width_ratios=(1, 3), layout="constrained")
+    figure, (start, whole) = plt.subplots(1, 2, figsize=(4.9, 3.9), **style)
+    for axes, steps in ((start, range(peak + 1)), (whole, range(peak, last_step + 1))):
+        axes.plot(steps, [get_lr(step) for step in steps], color=GREEN, linewidth=3)
+        axes.grid()
+        axes.set_xlabel("step")
+    start.set(xlim=(0, peak), xticks=[0, peak], ylabel="learning rate")
+    start.set(ylim=(0, 0.0165), yticks=[0, 0.005, 0.01, 0.015])
+    start.set_title(f"up:\n{peak} steps", weight="bold", fontsize=13, color=GREEN)
+    whole.set_xlim(peak, last_step)
+    ticks = range(1000, last_step + 1, 1000)
+    whole.set_xticks(ticks, [f"{step:,}" for step in ticks])
+    title = f"down in a straight line:\n{last_step - peak:,} steps"
+    whole.set_title(title, weight="bold", fontsize=13, color=GREEN)
     save(figure, "schedule", "The learning rate of gpt_char.py over its steps")
 
 
@@ -401,24 +479,33 @@ def worth():
     for number, title in titles:
         found = losses[int(number)]
         if found and abs(found[0] - rows[-1][1]) > 0.0005:  # steps that change it
-            rows.append((f"{number}. {title}", found[0]))
-    figure, axes = plt.subplots(figsize=(5.4, 0.46 * len(rows) + 0.7))
+            rows.append((f"{number}. {title.split(':')[0]}", found[0]))
+    figure, axes = plt.subplots(figsize=(4.9, 0.3 * len(rows) + 0.7))
     before = rows[0][1]
     for y, (title, loss) in enumerate(rows):
-        color = GREEN if loss < before else RED
-        if y == 0:
-            color = "black"
-        style = dict(color=color, solid_capstyle="butt")
-        axes.plot([before, loss], [y, y], linewidth=8, **style)
-        axes.plot([loss, loss], [y - 0.12, y + 0.12], linewidth=3, **style)
-        at = dict(y=y - 0.43, va="center", fontsize=12)
-        axes.text(1.72, s=title, **at)
-        axes.text(3.6, s=f"{loss:.3f}", color=color, ha="right", **at)
+        change = loss - before
+        color = "black"
+        if change:
+            color = GREEN if change < 0 else RED
+        weight = "bold" if abs(change) > 0.2 else "normal"
+        if y:
+            axes.plot([before, before], [y - 1, y], color=GREY, linewidth=1, zorder=0)
+        bar = dict(height=0.64, color=color, edgecolor=color, linewidth=1.5)
+        axes.barh(y, change, left=before, **bar)
+        style = dict(va="center", weight=weight)
+        axes.text(1.66, y, f"{loss:.3f}", ha="right", color=color, **style)
+        if abs(change) > 1:  # room for the words in the bar
+            middle = (before + loss) / 2
+            style |= dict(color="white", fontsize=11)
+            axes.text(middle, y, title, ha="center", **style)
+        else:
+            axes.text(max(before, loss) + 0.05, y, title, **style)
         before = loss
-    axes.set(yticks=[], ylim=(len(rows) - 0.5, -0.9), xlim=(1.7, 3.6))
-    axes.set_xlabel("val loss after 300 steps: green down, red up")
-    axes.set_xticks([1.75, 2, 2.25, 2.5, 2.75, 3, 3.25, 3.5])
+    axes.set(yticks=[], ylim=(len(rows) - 0.4, -0.7), xlim=(1.39, 3.85))
+    axes.set_xticks([2, 2.5, 3])
+    axes.set_xlabel("val loss after 300 steps; green: lower, red: higher")
     axes.spines["left"].set_visible(False)
+    axes.spines["bottom"].set_bounds(1.75, 3.4)
     save(figure, "worth", "What each step of the chapter on the Transformer bought")
 
 
@@ -437,7 +524,7 @@ def architecture():
         (
             "LayerNorm, attention",
             "x = x + self.attn(self.ln_1(x))",
-            "class CausalSelfAttention: positions talk",
+            "positions talk to each other",
             LIGHT_ORANGE,
             376,
             74,
@@ -445,7 +532,7 @@ def architecture():
         (
             "LayerNorm, MLP",
             "x = x + self.mlp(self.ln_2(x))",
-            "class MLP: each position thinks",
+            "each position thinks",
             LIGHT_GREEN,
             238,
             74,
@@ -460,37 +547,37 @@ def architecture():
         ),
         ("logits (B, T, V)", "", "", LIGHT_GREY, 14, 36),
     ]
-    stream = 58
+    stream = 54
     out = [
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 410 652" width="500" '
-        'font-family="sans-serif" font-size="14">',
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 360 652" width="470" '
+        'font-family="sans-serif" font-size="15">',
         "<title>The architecture of a GPT: residual stream, shapes and code</title>",
-        '<rect width="410" height="652" fill="#ffffff"/>',
+        '<rect width="360" height="652" fill="#ffffff"/>',
         '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="9" '
         'markerHeight="9" markerUnits="userSpaceOnUse" orient="auto">'
         '<path d="M0 0 L8 4 L0 8 z"/></marker></defs>',
-        '<rect x="8" y="168" width="394" height="314" rx="8" fill="none" '
+        '<rect x="4" y="168" width="352" height="314" rx="8" fill="none" '
         'stroke="#666666" stroke-dasharray="6 4"/>',
-        '<text x="84" y="188">class Block, n_layer times:</text>',
-        '<text x="84" y="206" font-size="12" font-family="monospace">'
-        "for block in self.h: x = block(x)</text>",
+        '<text x="82" y="188" font-weight="bold">Block, n_layer times:</text>',
+        '<text x="82" y="207" font-size="13" font-family="monospace" '
+        'fill="#333333">for block in self.h: x = block(x)</text>',
     ]
 
-    def line(*points, tip=True, width=1.6):
+    def line(*points, tip=True, width=1.6, color="#000000"):
         path = " L".join(f"{x} {y}" for x, y in points)
         end = ' marker-end="url(#tip)"' if tip else ""
         out.append(
-            f'<path d="M{path}" stroke="#000000" stroke-width="{width}" '
+            f'<path d="M{path}" stroke="{color}" stroke-width="{width}" '
             f'fill="none"{end}/>'
         )
 
     line((stream, 604), (stream, 571))
-    line((stream, 514), (stream, 141), width=3)  # the residual stream
+    line((stream, 514), (stream, 140), width=7, tip=False, color=PURPLE)
     line((stream, 84), (stream, 51))
     for what, code, does, color, y, height in boxes:
-        x, width = (20, 376) if code else (20, 150)
+        x, width = (14, 334) if code else (14, 160)
         if does:
-            x, width = 96, 298
+            x, width = 92, 256
         middle = x + width / 2
         at = f'x="{middle:g}" text-anchor="middle"'
         out.append(
@@ -503,19 +590,21 @@ def architecture():
                 f'font-family="monospace" font-size="13">{code}</text>'
             )
         if does:  # reads the stream below, adds to it above
-            out.append(f'<text {at} y="{y + 63}" font-size="12">{does}</text>')
+            out.append(f'<text {at} y="{y + 63}" font-size="14">{does}</text>')
             below, above = y + height + 14, y - 14
             line((stream, below), (middle, below), (middle, y + height + 1))
             line((middle, y), (middle, above), (stream + 12, above))
             out.append(
                 f'<circle cx="{stream}" cy="{above}" r="11" fill="#ffffff" '
-                f'stroke="#000000"/><text x="{stream}" y="{above + 5}" '
-                'text-anchor="middle">+</text>'
+                f'stroke="{PURPLE}" stroke-width="2.5"/>'
+                f'<text x="{stream}" y="{above + 5}" '
+                'text-anchor="middle" font-weight="bold">+</text>'
             )
-    for y in (501, 346, 159):
-        out.append(f'<text x="{stream + 10}" y="{y}" font-size="13">(B, T, C)</text>')
+    style = f'fill="{PURPLE}" font-weight="bold"'
+    for y in (501, 346, 160):
+        out.append(f'<text x="{stream + 12}" y="{y}" {style}>(B, T, C)</text>')
     out.append(
-        '<text transform="rotate(-90 32 325)" x="32" y="325" font-size="13" '
+        f'<text transform="rotate(-90 34 325)" x="34" y="325" font-size="17" {style} '
         'text-anchor="middle">the residual stream</text>'
     )
     out.append("</svg>")
@@ -526,48 +615,46 @@ def muon():
     """What a gradient and Muon's update do to the unit circle, and a real spectrum."""
     angles = [2 * math.pi * i / 200 for i in range(201)]
     circle = [(math.cos(a), math.sin(a)) for a in angles]
-    figure = plt.figure(figsize=(5.4, 6.8), layout="constrained")
-    top, low = figure.subfigures(2, 1, height_ratios=(3.8, 3))
-    both = top.subplots(1, 2, sharey=True)
-    for axes, ((a, b), (c, d)), title in (
-        (both[0], ((3, 2), (2, 3)), "the gradient:\nfactors 5 and 1"),
-        (both[1], ((1, 0), (0, 1)), "Muon's update:\nfactors 1 and 1"),
+    figure = plt.figure(figsize=(4.9, 6), layout="constrained")
+    top, low = figure.subfigures(2, 1, height_ratios=(2.9, 3))
+    both = top.subplots(1, 2)
+    for axes, ((a, b), (c, d)), title, color, factors in (
+        (both[0], ((3, 2), (2, 3)), "the gradient", BLUE, ("5 times", "once")),
+        (both[1], ((1, 0), (0, 1)), "Muon's update", PURPLE, ("once", "once")),
     ):
-        axes.plot(*zip(*circle), color="#444444", linewidth=1, linestyle="--")
         image = [(a * x + b * y, c * x + d * y) for x, y in circle]
-        axes.plot(*zip(*image), color=BLUE, linewidth=2)
-        for sign, color in ((1, GREEN), (-1, ORANGE)):
+        axes.plot(*zip(*image), color=color, linewidth=2.5)
+        axes.plot(*zip(*circle), color="#444444", linewidth=1.2, linestyle="--")
+        for sign, factor in zip((1, -1), factors):
             x, y = math.sqrt(0.5), sign * math.sqrt(0.5)
-            arrow = dict(arrowstyle="->", color=color, linewidth=2.5)
-            arrow |= dict(shrinkA=0, shrinkB=0)
             end = (a * x + b * y, c * x + d * y)
-            axes.annotate("", end, (0, 0), arrowprops=arrow)
-        axes.set(xlim=(-4.2, 4.2), ylim=(-4.2, 4.2))
-        axes.set(xticks=[-2, 0, 2], yticks=[-4, -2, 0, 2, 4])
-        axes.set_aspect("equal")
-        axes.set_title(title, fontsize=12)
-        axes.grid()
-    both[0].set_xlabel("dashed: the vectors\nof length 1")
-    both[1].set_xlabel("blue: what becomes\nof them")
+            arrow(axes, (0, 0), end, color)
+            at = dict(color=color, va="center", fontsize=13)
+            if factor == "5 times":
+                axes.text(1.9, 3.9, factor, ha="right", weight="bold", **at)
+            else:
+                axes.text(0.95, 1.2 * sign, factor, **at)
+        axes.set(xlim=(-3.9, 3.9), ylim=(-3.9, 4.3), aspect="equal")
+        axes.axis("off")
+        axes.set_title(title, fontsize=14, color=color, weight="bold")
+    words = "dashed: arrows of length 1; solid: what becomes of them"
+    top.supxlabel(words, fontsize=12)
     report = (DOCS / "bench/effects.json").read_text(encoding="utf-8")
     values = json.loads(report)["spectrum"]["value"]
     relative = [value / values[0] for value in values]
     ranks = range(1, len(values) + 1)
     real = low.subplots()
-    real.plot(ranks, relative, color=BLUE, linewidth=2)
-    real.axhline(1, color=PURPLE, linewidth=2)
-    real.text(70, 0.8, "Muon's update: 1 for all", color=PURPLE, ha="center", va="top")
-    real.text(36, relative[54], "the gradient", color=BLUE, ha="center", va="top")
-    real.set(yscale="log", ylim=(1e-4, 3), xlim=(1, len(values)))
-    real.set_yticks(
-        [1, 0.1, 0.01, 0.001, 1e-4], ["1", "0.1", "0.01", "0.001", "0.0001"]
-    )
+    real.plot(ranks, relative, color=BLUE, linewidth=2.5)
+    real.fill_between(ranks, relative, color=LIGHT_BLUE)
+    real.axhline(1, color=PURPLE, linewidth=2.5)
+    real.text(64, 0.93, "Muon's update: 1 for all", color=PURPLE, ha="center", va="top")
+    half = round(values[0] / statistics.median(values))
+    words = f"a real gradient (step 14):\nhalf of them below 1/{half}"
+    real.text(64, 0.14, words, color=BLUE, ha="center", va="bottom")
+    real.set(ylim=(0, 1.1), xlim=(1, len(values)), yticks=[0, 0.5, 1])
     real.set_xticks([1, 32, 64, 96, 128])
-    real.minorticks_off()
-    real.set_title("a real gradient, of step 14", fontsize=12)
     real.set_xlabel("its 128 directions, by size")
     real.set_ylabel("factor (largest: 1)")
-    real.grid()
     save(figure, "muon", "A gradient and Muon's update: how far each direction moves")
 
 
@@ -575,10 +662,10 @@ def overfitting():
     """Train and val loss on a short text, with and without dropout."""
     report = (DOCS / "bench/effects.json").read_text(encoding="utf-8")
     runs = json.loads(report)["runs"]
-    figure, axes = plt.subplots(figsize=(5.4, 4.2), layout="constrained")
-    for name, color, label, val_at, train_at in (
-        ("small text", RED, "no dropout", (1180, 3.0), (880, 0.8)),
-        ("small text, dropout 0.2", GREEN, "dropout 0.2", (1590, 1.94), (1590, 1.34)),
+    figure, axes = plt.subplots(figsize=(4.9, 4.4), layout="constrained")
+    for name, color, label, width, val_at, train_at in (
+        ("small text", RED, "no dropout", 3.5, (1060, 3.0), (940, 0.45)),
+        ("small text, dropout 0.2", GREEN, "dropout", 2, (1590, 2.02), (1590, 1.3)),
     ):
         output = runs[name]["output"]
         pattern = r"step +(\d+) \| train loss (\S+) \| val loss (\S+)"
@@ -586,12 +673,21 @@ def overfitting():
         steps, train, val = zip(*((int(s), float(a), float(b)) for s, a, b in lines))
         last = int(re.search(r"max_iters=(\d+)", runs[name]["flags"])[1])
         final = float(re.search(r"final val loss (\S+)", output)[1])
-        at = dict(color=color, ha="right", va="center")
-        axes.plot([*steps, last], [*val, final], color=color, linewidth=2)
+        at = dict(color=color, ha="right", va="center", fontsize=13)
+        axes.plot([*steps, last], [*val, final], color=color, linewidth=width)
         axes.plot(steps, train, color=color, linewidth=1.5, linestyle="--")
-        axes.text(*val_at, f"{label}: val", **at)
+        weight = "bold" if width > 3 else "normal"
+        axes.text(*val_at, f"{label}: val", weight=weight, **at)
         axes.text(*train_at, f"{label}: train", **at)
-    axes.set(xlabel="step", ylabel="loss on a text of 30 KB", ylim=(0, 3.5))
+        if color == RED:
+            axes.fill_between(steps, train, val, color=RED, alpha=0.12, linewidth=0)
+            low = min(zip(val, steps))
+            axes.plot(low[1], low[0], "o", color=RED, markersize=9)
+            words = f"lowest: {low[0]:.2f}"
+            axes.text(low[1] + 20, low[0] + 0.45, words, color=RED, ha="center")
+            at["weight"] = "bold"
+            axes.text(1590, 2.42, "overfitting", **at)
+    axes.set(xlabel="step", ylabel="loss on a text of 30 KB", ylim=(0, 4.4))
     axes.set_xlim(0, last)
     axes.set_xticks(range(0, last + 1, 400))
     axes.grid()
@@ -633,36 +729,33 @@ def patterns():
     framed = 27
     names = sparse(T, stride, summary, tile=6)
     out = [
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 640 696" width="560" '
-        'font-family="sans-serif" font-size="20">',
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 614 690" width="500" '
+        'font-family="sans-serif" font-size="22">',
         "<title>Which positions attend to which: dense, strided and fixed</title>",
-        '<rect width="640" height="696" fill="#ffffff"/>',
+        '<rect width="614" height="690" fill="#ffffff"/>',
         "<defs>",
     ]
+    # What is seen in both hops looks like what is seen in the first
     for name, color in {
         "a1": BLUE,
         "a2": "#d9822b",
-        "both": PURPLE,
-        "none": "#e4e4e4",
+        "both": BLUE,
+        "none": "#dddddd",
     }.items():
         out.append(f'<rect id="{name}" width="7" height="7" fill="{color}"/>')
     out.append("</defs>")
-    words = {
-        "dense": ("dense", "all before, in one hop"),
-        "strided": ("strided", "1: the row before", "2: the column"),
-        "fixed": ("fixed", "1: the own row", "2: last c columns"),
-    }
-    for n, (name, lines) in enumerate(words.items()):
+    for n, name in enumerate(("dense", "strided", "fixed")):
         hops = names["patterns"][name]
         first = seen_by(names, hops[0], T)
         last = seen_by(names, hops[-1], T)
-        left, top = 30 + 312 * (n % 2), 36 + 350 * (n // 2)
-        for i, line in enumerate(lines):
-            weight = "" if i else ' font-weight="bold"'
-            out.append(
-                f'<text x="{left + 290}" y="{top + 14 + 25 * i}" '
-                f'text-anchor="end"{weight}>{line}</text>'
-            )
+        left, top = 8 + 312 * (n % 2), 28 + 350 * (n // 2)
+        count = int((first | last)[framed].sum())
+        sees = f"{framed} sees {count} of {framed + 1}"
+        right = f'x="{left + 290}" text-anchor="end"'
+        out.append(
+            f'<text {right} y="{top + 10}" font-size="26" font-weight="bold">{name}'
+            f'</text><text {right} y="{top + 42}">{sees}</text>'
+        )
         out.append(f'<g id="{name}" transform="translate({left} {top})">')
         for i in range(T):
             for j in range(i + 1):
@@ -677,31 +770,28 @@ def patterns():
                     kind = "a2"
                 out.append(f'<use href="#{kind}" x="{8 * j}" y="{8 * i}"/>')
         out.append(
-            f'<rect x="-2.5" y="{8 * framed - 2.5}" width="{8 * framed + 12}" '
-            'height="12" fill="none" stroke="#000000" stroke-width="2"/></g>'
+            f'<rect x="-3.5" y="{8 * framed - 3.5}" width="{8 * framed + 14}" '
+            'height="14" fill="none" stroke="#000000" stroke-width="3"/></g>'
         )
-    x, y = 350, 412
+    x, y = 336, 446
     for kind, word in {
         "a1": "seen in hop 1",
         "a2": "seen in hop 2",
-        "both": "seen in both",
-        "none": "in reach of two hops",
+        "none": "reached in two hops",
     }.items():
         out.append(
-            f'<use href="#{kind}" transform="translate({x} {y - 15}) scale(2.3)"/>'
+            f'<use href="#{kind}" transform="translate({x} {y - 17}) scale(2.6)"/>'
             f'<text x="{x + 30}" y="{y}">{word}</text>'
         )
-        y += 34
-    y += 6
+        y += 38
+    y += 18
     for line in (
-        "down: the one that attends",
-        "across: the one that it sees",
-        f"framed: what number {framed} sees",
-        f"T = {T}, stride l = {stride},",
-        f"summary c = {summary}",
+        "down: who sees",
+        "across: who is seen",
+        f"framed: position {framed}",
     ):
-        out.append(f'<text x="{x}" y="{y}" font-size="19">{line}</text>')
-        y += 28
+        out.append(f'<text x="{x}" y="{y}" fill="#444444">{line}</text>')
+        y += 32
     out.append("</svg>")
     write("patterns", "\n".join(out))
 
@@ -713,13 +803,13 @@ def layouts():
     column = names["patterns"]["strided"][1]
     last_columns = names["patterns"]["fixed"][1]
     panels = {
-        "strided, as they come": (column, names["as_they_come"]),
-        "strided, by column": (column, column.order),
-        "fixed, as they come": (last_columns, names["as_they_come"]),
-        "fixed, summaries first": (last_columns, last_columns.order),
+        "as they come": (column, names["as_they_come"]),
+        "sorted by column": (column, column.order),
+        "as they come ": (last_columns, names["as_they_come"]),
+        "summaries first": (last_columns, last_columns.order),
     }
-    figure, all_axes = plt.subplots(2, 2, figsize=(5.4, 6.7), layout="constrained")
-    figure.get_layout_engine().set(h_pad=0.1, w_pad=0.1)
+    figure, all_axes = plt.subplots(2, 2, figsize=(4.9, 6.6), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.08, w_pad=0.08)
     for axes, (title, (hop, order)) in zip(all_axes.flat, panels.items()):
         positions = sorted(range(T), key=order)
         seen = []
@@ -735,47 +825,61 @@ def layouts():
                 if len(seen) > before:
                     color = LIGHT_ORANGE
                     computed += 1
-                corner = (left - 0.45, top - 0.45)
-                block = plt.Rectangle(corner, row - 0.1, row - 0.1, color=color)
+                corner = (left - 0.3, top - 0.3)
+                block = plt.Rectangle(corner, row - 0.4, row - 0.4, facecolor=color)
                 axes.add_patch(block)
-        squares(axes, T, 12, {(BLUE, 1): seen})
-        axes.set_title(f"{title}:\n{computed} of 36 blocks", fontsize=12)
-    for axes in all_axes[:, 0]:
-        axes.set_ylabel("queries")
-    for axes in all_axes[1]:
-        axes.set_xlabel("keys")
-    what = "blue: seen in hop 2; orange: computed with it,\nand masked; grey: skipped"
-    figure.supxlabel(what, fontsize=12)
+        squares(axes, T, 10, {(BLUE, 1): seen})
+        axes.set_title(title, fontsize=13)
+        sorted_now = order is not names["as_they_come"]
+        style = dict(fontsize=14, weight="bold", color=GREEN if sorted_now else "black")
+        axes.set_xlabel(f"{computed} of 36 blocks", **style)
+    for axes, name in zip(all_axes[:, 0], ("strided", "fixed")):
+        axes.set_ylabel(name, fontsize=15, weight="bold")
+    kinds = {"seen in hop 2": BLUE, "computed": LIGHT_ORANGE, "skipped": LIGHT_GREY}
+    handles = [Patch(color=color, label=kind) for kind, color in kinds.items()]
+    style = dict(ncols=3, frameon=False, columnspacing=1, handlelength=1.2)
+    style["title"] = "down: queries, across: keys"
+    figure.legend(handles=handles, loc="outside lower center", **style)
     title = "The blocks of scores that are computed, before and after reordering"
     save(figure, "layouts", title)
 
 
 def curves():
     """The loss of every script against the seconds of training."""
-    figure, axes = plt.subplots(figsize=(5.8, 4.4), layout="constrained")
-    places = {  # of the labels, and of the ends of the lines that lead to them
-        "bigram": (38, 2.95),
-        "v2_attention": (62, 2.45),
-        "gpt_char": (62, 1.33),
-        "gpt2_train": (135, 1.13),
-        "sparse_gpt": (88, 1.95),
-    }
+    figure, axes = plt.subplots(figsize=(4.9, 4.4), layout="constrained")
+    nothing = 4.17  # the loss of a model that holds all characters for equally likely
+    axes.axhline(nothing, color=GREY, linewidth=1, linestyle="--")
+    axes.text(300, nothing + 0.04, f"{nothing}: knows nothing yet", ha="right")
     ladder = tables("ladder")["Every script without arguments"]
+    low, lines = [], []
     for name, run in tables("curves").items():
-        seconds, losses = zip(*run["points"])
+        points = [(s, loss) for s, loss in run["points"] if s > 0.01]
+        seconds, losses = zip(*points)
         end = (seconds[-1], losses[-1])
-        axes.plot(seconds, losses, linewidth=2, color=COLORS[name])
-        axes.plot(*end, "o", color=COLORS[name])
-        line = dict(arrowstyle="-", color=COLORS[name], linewidth=0.8, shrinkB=4)
-        label = f"{name}.py  {losses[-1]:.2f}"
+        color = COLORS[name]
+        (line,) = axes.plot(seconds, losses, linewidth=2.5, color=color)
+        lines.append(line)
+        axes.plot(*end, "o", color=color, markersize=8)
+        label = f"{name}.py: {losses[-1]:.2f}"
         latest = statistics.median(ladder[name]["final val loss"])
         if abs(latest - losses[-1]) > 0.01:  # the script learns better since then
             label += f", by now {latest:.2f}"
-        at = dict(color=COLORS[name], fontsize=12, arrowprops=line)
-        axes.annotate(label, end, places[name], **at)
-    axes.annotate("4.17: knows nothing yet", (6, 4.12), color="#555555", va="center")
-    axes.set(xlabel="seconds of training, on two cores", xlim=(0, 250))
-    axes.set(ylabel="val loss: lower is better", ylim=(1, 4.25))
+        if losses[-1] < 2:
+            low.append((losses[-1], label, end, color))
+        else:
+            at = (seconds[-1] * (1.2 if seconds[-1] < 1 else 0.42), losses[-1] - 0.1)
+            axes.text(*at, label, color=color, ha="right", va="top", fontsize=13)
+    for n, (_, label, end, color) in enumerate(sorted(low, reverse=True)):
+        at = dict(color=color, fontsize=13, ha="right", va="center")
+        axes.text(42, 1.62 - 0.19 * n, label, **at)
+    axes.set(xscale="log", xlabel="time of training, on two cores (log scale)")
+    axes.set(ylabel="val loss: lower is better", ylim=(1.1, 4.45), xlim=(0.018, 320))
+    below = plt.Rectangle((0.01, 1), 1000, nothing - 1, transform=axes.transData)
+    for line in lines:  # with 256 tokens they begin higher, at 5.5
+        line.set_clip_path(below)
+    ticks = {0.1: "0.1 s", 1: "1 s", 10: "10 s", 60: "1 min", 240: "4 min"}
+    axes.set_xticks([*ticks], [*ticks.values()])
+    axes.minorticks_off()
     axes.grid()
     title = "Validation loss of the scripts against the time of training"
     save(figure, "curves", title)
@@ -783,30 +887,37 @@ def curves():
 
 def peers():
     """The loss of gpt_char.py and of its peers after runs of some length."""
-    figure, axes = plt.subplots(figsize=(5.6, 4.2), layout="constrained")
+    figure, axes = plt.subplots(figsize=(4.9, 4.3), layout="constrained")
     report, runs = tables("char"), {}
     rows = report["Validation loss after a run of so many seconds of training"]
     for name, row in rows.items():
         runs.setdefault(name.split(", ")[1], []).append(
             (row["train s"][0], row["val loss"][0])
         )
-    for (name, points), color in zip(runs.items(), (GREEN, ORANGE, BLUE)):
-        points = sorted(points)
+    labels = {  # the colour, the places of the name and of the last loss
+        "gpt_char": (GREEN, (9, 1.72), (178, 1.41)),
+        "nanoGPT": (ORANGE, (94, 2.03), (240, 1.615)),
+        "ng-video-lecture": (BLUE, (14.5, 2.46), (240, 1.695)),
+    }
+    for name, (color, place, end) in labels.items():
+        points = sorted(runs[name])
         axes.plot(*zip(*points), "o", color=color, markersize=5)
         best = []  # the best run that takes no longer
         for seconds, loss in points:
             if not best or loss < best[-1][1]:
                 best.append((seconds, loss))
-        label = f"{name}: {best[-1][1]:.2f}"
-        axes.plot(*zip(*best), linewidth=2, color=color, label=label)
-    axes.legend(frameon=False, labelcolor="linecolor", loc="upper right")
+        weight = "bold" if color == GREEN else "normal"
+        width = 3.5 if color == GREEN else 2
+        axes.plot(*zip(*best), linewidth=width, color=color)
+        at = dict(color=color, fontsize=13, weight=weight, va="center")
+        axes.text(*place, name, **at)
+        axes.text(*end, f"{best[-1][1]:.2f}", **at)
     axes.axhline(1.4697, color=GREY, linewidth=1, linestyle="--")  # nanoGPT's README
     words = "1.4697: nanoGPT, 3 minutes of an A100"
-    axes.annotate(words, (6, 1.485), color="#555555", fontsize=11)
-    words = "dots: runs; lines: the best so far"
-    axes.text(0.98, 0.66, words, color="#555555", ha="right", transform=axes.transAxes)
+    axes.text(5.7, 1.39, words, color="#555555")
+    axes.text(5.7, 1.54, "dots: runs,\nlines: the best so far", color="#555555")
     axes.set(xscale="log", xlabel="seconds of training, on two cores (log scale)")
-    axes.set(ylabel="val loss: lower is better", xlim=(5.5, 330), ylim=(1.35, 2.7))
+    axes.set(ylabel="val loss: lower is better", xlim=(5.3, 330), ylim=(1.35, 2.7))
     ticks = [7.5, 15, 30, 60, 120, 240]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
@@ -821,128 +932,119 @@ def cost():
     path = DOCS / "bench/sparse_speed.json"
     runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
     lengths = sorted(int(name.split()[2]) for name in runs)
-    figure, axes = plt.subplots(figsize=(5.4, 4.6), layout="constrained")
-    colors = {"dense": "#444444", "window, two rows": GREEN}
-    colors |= {"fixed": BLUE, "strided": ORANGE}
-    for name, color in colors.items():
+    figure, axes = plt.subplots(figsize=(4.9, 4.6), layout="constrained")
+    colors = {"dense": ("#333333", 11_000), "window, two rows": (GREEN, 950)}
+    colors |= {"fixed": (BLUE, 530), "strided": (ORANGE, 300)}  # and heights of labels
+    for name, (color, height) in colors.items():
         times = []
         for T in lengths:
             times.append(statistics.median(runs[f"T = {T}"]["times"][name]))
-        label = f"{name}: {times[-1]:,.0f} ms"
-        axes.plot(lengths, times, "o-", linewidth=2, color=color, label=label)
-        power, words = {"dense": (2, "as T²"), "fixed": (1.5, "as T√T")}.get(
-            name, (None, "")
-        )
-        if power is None:
-            continue
-        guide = [times[-1] * (n / lengths[-1]) ** power for n in lengths]
-        axes.plot(lengths, guide, ":", color=color, linewidth=1.5)
-        place = (2 * lengths[0], guide[0] * 2**power)
-        at = dict(xytext=(4, -4), textcoords="offset points", color=color, va="top")
-        axes.annotate(words, place, **at)
-    title = f"at {lengths[-1]:,} positions:"
-    legend = dict(frameon=False, labelcolor="linecolor", loc="upper left")
-    axes.legend(title=title, alignment="left", **legend)
+        width = 3 if name in ("dense", "strided") else 1.5
+        axes.plot(lengths, times, "o-", linewidth=width, color=color)
+        label = f"{name.split(',')[0]} {times[-1] / 1000:.1f} s"
+        at = dict(color=color, va="center", fontsize=13)
+        axes.text(lengths[-1] * 1.2, height, label, **at)
+        factor = times[-1] / times[-2]
+        x = math.sqrt(lengths[-2] * lengths[-1])
+        y = math.sqrt(times[-2] * times[-1])
+        at = dict(color=color, weight="bold", va="center", fontsize=13)
+        if name == "dense":
+            words = f"{factor:.0f} times\nthe time"
+            axes.text(x * 0.85, 1.7 * y, words, ha="right", **at)
+        elif name == "strided":
+            axes.text(x, 0.42 * y, f"{factor:.0f} times\nthe time", **at)
     axes.set(xscale="log", yscale="log", xlabel="T, positions in the context")
-    axes.set(ylabel="ms, forward and backward")
-    axes.set(xlim=(lengths[0] * 0.85, lengths[-1] * 1.15), ylim=(4, 25_000))
+    axes.set(ylabel="time, forward and backward (log scale)")
+    axes.set(xlim=(lengths[0] * 0.85, lengths[-1] * 1.15), ylim=(9, 20_000))
     axes.set_xticks(lengths, [f"{n:,}" for n in lengths])
-    axes.set_yticks([10, 100, 1000, 10_000], ["10", "100", "1,000", "10,000"])
+    axes.set_yticks([10, 100, 1000, 10_000], ["10 ms", "0.1 s", "1 s", "10 s"])
     axes.minorticks_off()
     axes.grid()
+    axes.set_title("four times the positions take", fontsize=13)
     title = "Time of dense and of sparse attention against the length of the context"
     save(figure, "cost", title)
 
 
-def sheet(width, height):
-    """An empty drawing on which 10 units are one inch."""
-    figure, axes = plt.subplots(figsize=(width / 10, height / 10))
-    figure.subplots_adjust(left=0, right=1, bottom=0, top=1)
-    axes.set(xlim=(0, width), ylim=(0, height))
-    axes.axis("off")
-    return figure, axes
-
-
-def box(axes, x, y, width, height, color, label="", size=12):
-    """A box with its lower left corner at x, y, and a label in it."""
-    style = dict(facecolor=color, edgecolor="black", linewidth=0.8)
-    axes.add_patch(plt.Rectangle((x, y), width, height, **style))
-    at = dict(ha="center", va="center", fontsize=size)
-    axes.text(x + width / 2, y + height / 2, label, **at)
-
-
-def arrow(axes, start, end, color="black"):
-    style = dict(arrowstyle="->", color=color, linewidth=1.5, shrinkA=0, shrinkB=0)
-    axes.annotate("", end, start, arrowprops=style)
-
-
 def accumulation():
     """A batch of eight sequences at once, and in four micro-batches."""
-    figure, axes = sheet(54, 55)
-    heading = dict(ha="center", weight="bold")
-    axes.text(27, 52.5, "at once: x (8, T), memory for 8 sequences", **heading)
+    figure, axes = sheet(49.5, 62)
+    words = dict(va="center", fontsize=13)
+    memory = dict(color=RED, weight="bold", **words)
+    axes.text(0.5, 60, "at once", weight="bold", **words)
     for i in range(8):
-        box(axes, 1, 48.5 - 2.5 * i, 15, 2.2, LIGHT_BLUE)
-    arrow(axes, (16.5, 39.8), (20.5, 39.8))
-    box(axes, 21, 36.3, 11, 7, LIGHT_ORANGE, "loss")
-    arrow(axes, (32.5, 39.8), (39.5, 39.8), GREEN)
-    box(axes, 40, 36.3, 13, 7, LIGHT_GREEN, "gradient")
-    axes.text(27, 25.5, "four times x (2, T), memory for 2 sequences", **heading)
+        box(axes, 2, 54.5 - 2.5 * i, 13, 2.1, LIGHT_BLUE)
+    frame(axes, 1, 36, 15, 21.6, RED)
+    axes.text(18, 55.5, "memory: 8 sequences", **memory)
+    arrow(axes, (16.8, 46.5), (22.5, 46.5))
+    box(axes, 23, 43.5, 9, 6, LIGHT_ORANGE, "loss")
+    arrow(axes, (32.5, 46.5), (37.5, 46.5), GREEN)
+    box(axes, 38, 43.5, 11, 6, LIGHT_GREEN, "gradient")
+    axes.text(0.5, 31.5, "one after the other", weight="bold", **words)
+    axes.text(25, 31.5, "memory: 2 sequences", **memory)
     for i in range(4):
-        y = 18.5 - 6 * i
+        y = 22.8 - 7.2 * i
         for j in range(2):
-            box(axes, 1, y + 2.5 * (1 - j), 15, 2.2, LIGHT_BLUE)
-        arrow(axes, (16.5, y + 2.3), (20.5, y + 2.3))
-        box(axes, 21, y, 11, 4.7, LIGHT_ORANGE, "loss / 4")
-        arrow(axes, (32.5, y + 2.3), (39.5, 11.8 + 1.5 * (1.5 - i)), GREEN)
-    box(axes, 40, 8.3, 13, 7, LIGHT_GREEN, "gradients\nadd up")
+            box(axes, 5.5, y + 0.9 + 2.5 * j, 9.5, 2.1, LIGHT_BLUE)
+        frame(axes, 4.5, y, 11.5, 6.3, RED)
+        axes.text(0.5, y + 3, f"{i + 1}.", weight="bold", **words)
+        arrow(axes, (16.8, y + 3), (22.5, y + 3))
+        box(axes, 23, y, 9, 6, LIGHT_ORANGE, "loss / 4")
+        arrow(axes, (32.5, y + 3), (37.5, y + 3), GREEN)
+    box(axes, 38, 1.2, 11, 27.6, LIGHT_GREEN)
+    axes.text(43.5, 15, "added up:\n\nthe same\ngradient", ha="center", **words)
     save(figure, "accumulation", "A batch at once, and the same in four micro-batches")
 
 
 def ddp():
     """Two processes compute half of a step each and average their gradients."""
-    figure, axes = sheet(54, 52)
+    figure, axes = sheet(47, 54)
     for rank, color in enumerate((LIGHT_BLUE, LIGHT_ORANGE)):
-        x = 2 + 28 * rank
-        middle = x + 11
-        axes.text(middle, 49.5, f"rank {rank}", ha="center", weight="bold")
-        windows = ("0 1 | 4 5", "2 3 | 6 7")[rank]
-        box(axes, x, 42, 22, 6, color, f"windows {windows}")
-        arrow(axes, (middle, 41.7), (middle, 38.3))
-        box(axes, x, 32, 22, 6, LIGHT_GREY, "the whole model")
-        arrow(axes, (middle, 31.7), (middle, 28.3))
-        box(axes, x, 22, 22, 6, color, f"gradient {rank}")
-        side = 27 + 7 * (2 * rank - 1)
-        arrow(axes, (middle, 21.7), (side, 17.3), GREEN)
-        arrow(axes, (side, 10.7), (middle, 6.8), GREEN)
-        box(axes, x, 0.5, 22, 6, LIGHT_GREEN, "the same step")
-    box(axes, 14, 11, 26, 6, LIGHT_GREEN, "all-reduce: the mean")
+        x = 0.5 + 25 * rank
+        middle = x + 10.5
+        axes.text(middle, 51.8, f"rank {rank}", ha="center", weight="bold", fontsize=14)
+        windows = ("0, 1, 4, 5", "2, 3, 6, 7")[rank]
+        box(axes, x, 43.5, 21, 6.4, color, f"windows {windows}")
+        arrow(axes, (middle, 43.2), (middle, 39.8))
+        box(axes, x, 33.2, 21, 6.4, LIGHT_GREY, "the whole model")
+        arrow(axes, (middle, 32.9), (middle, 29.5))
+        box(axes, x, 22.9, 21, 6.4, color, f"gradient {rank}")
+        arrow(axes, (middle, 22.6), (middle, 19.2), GREEN)
+        arrow(axes, (middle, 10.4), (middle, 7), GREEN)
+        box(axes, x, 0.4, 21, 6.4, LIGHT_GREEN, "the same step")
+    box(axes, 0.5, 10.7, 46, 8.2, LIGHT_GREEN)
+    words = "all-reduce: both get the mean"
+    at = dict(ha="center", va="center", fontsize=14)
+    axes.text(23.5, 14.8, words, weight="bold", **at)
     save(figure, "ddp", "Two processes, one mean gradient, and the same step in both")
 
 
 def zero():
     """Five pieces, shared out between two processes and collected again."""
-    figure, axes = sheet(54, 41)
+    figure, axes = sheet(47, 54)
     colors = (LIGHT_BLUE, LIGHT_ORANGE)
-    middles = (13.5, 40.5)
+    middles = (11, 36)
     for rank, middle in enumerate(middles):
-        axes.text(middle, 38.5, f"rank {rank}", ha="center", weight="bold")
+        axes.text(middle, 51.8, f"rank {rank}", ha="center", weight="bold", fontsize=14)
         for piece in range(5):
-            x = middle - 11.4 + 4.6 * piece
+            x = middle - 10.5 + 4.25 * piece
             owner = piece // 3
-            mine = owner == rank
-            color = colors[owner] if mine else "#ffffff"
-            box(axes, x, 29, 4.3, 4.6, LIGHT_GREY, str(piece))
-            box(axes, x, 16.5, 4.3, 4.6, color, str(piece) if mine else "")
-            box(axes, x, 1, 4.3, 4.6, colors[owner], str(piece))
-        arrow(axes, (middle, 28.6), (middle, 25.2))
-        for other in middles:
-            arrow(axes, (middle, 16.1), (other, 9.8), GREEN)
-    at = dict(ha="center", va="center")
-    axes.text(27, 35.5, "1. mean gradients, the same in both (step 12)", **at)
-    axes.text(27, 23.5, "2. momentum, Newton-Schulz: each for its own", **at)
-    axes.text(27, 7.8, "3. updates, the same in both", **at)
-    axes.text(48.5, 13, "all-gather", color=GREEN, **at)
+            if owner == rank:
+                box(axes, x, 26.2, 4, 5, colors[owner], str(piece), 13)
+            else:
+                frame(axes, x, 26.2, 4, 5, "#cccccc")
+            box(axes, x, 40.7, 4, 5, LIGHT_GREY, str(piece), 13)
+            box(axes, x, 0.4, 4, 5, colors[owner], str(piece), 13)
+        arrow(axes, (middle, 40.4), (middle, 37.2))
+        arrow(axes, (middle, 25.6), (middle, 22), GREEN)
+        arrow(axes, (middle, 13.2), (middle, 9.6), GREEN)
+    box(axes, 0.5, 13.5, 46, 8.2, LIGHT_GREEN)
+    at = dict(ha="center", va="center", fontsize=13)
+    axes.text(23.5, 48.3, "mean gradients: the same in both", **at)
+    words = "Muon's work: each only for its own"
+    axes.text(23.5, 34.4, words, weight="bold", **at)
+    words = "all-gather: both get all of them"
+    axes.text(23.5, 17.6, words, weight="bold", **at)
+    axes.text(23.5, 7.6, "updates: the same in both", **at)
     save(figure, "zero", "The pieces of Muon, shared out between two processes")
 
 
@@ -953,31 +1055,33 @@ def formats():
         ("bfloat16", 8, 7, -126, 128),
         ("float16", 5, 10, -14, 16),
     )
-    figure, (top, low) = plt.subplots(2, 1, figsize=(5.4, 5.8), layout="constrained")
+    figure, (top, low) = plt.subplots(2, 1, figsize=(4.9, 6), layout="constrained")
     for n, (name, exponent, fraction, smallest, largest) in enumerate(kinds):
         y = 2 - n
-        bits = [LIGHT_GREY] + exponent * [LIGHT_ORANGE] + fraction * [LIGHT_BLUE]
-        for i, color in enumerate(bits):
-            box(top, i, y, 1, 0.42, color)
-        words = f"{name}: 1 + {exponent} + {fraction} bits"
-        top.text(0, y + 0.5, words, va="bottom")
-        low.plot([smallest, largest], [y, y], color=BLUE, linewidth=9)
+        box(top, 0, y, 1, 0.46, LIGHT_GREY)
+        box(top, 1, y, exponent, 0.46, LIGHT_ORANGE, str(exponent), 13)
+        box(top, 1 + exponent, y, fraction, 0.46, LIGHT_BLUE, str(fraction), 13)
+        color = RED if name == "float16" else "black"
+        style = dict(color=color, weight="bold", fontsize=13)
+        top.text(0, y + 0.53, name, va="bottom", **style)
+        color = RED if name == "float16" else BLUE
+        low.plot([smallest, largest], [y, y], color=color, linewidth=11)
         tail = smallest - fraction  # smaller ones have fewer digits
-        low.plot([tail, smallest], [y, y], color=BLUE, linewidth=3)
-        low.text(largest, y + 0.2, name, ha="right", va="bottom")
-    top.set(xlim=(-0.2, 32.2), ylim=(-0.1, 3.5))
+        low.plot([tail, smallest], [y, y], color=color, linewidth=3)
+        style["color"] = color
+        if name == "float16":
+            low.text(largest + 6, y, "float16\nmisses them", va="center", **style)
+        else:
+            low.text(largest, y + 0.2, name, ha="right", va="bottom", **style)
+    top.text(8.2, 2.55, "range", color=ORANGE, ha="center", va="bottom")
+    top.text(20.5, 2.55, "precision", color=BLUE, ha="center", va="bottom")
+    top.set(xlim=(-0.2, 32.2), ylim=(-0.1, 3.1))
+    top.set_title("bits of a number", fontsize=13)
     top.axis("off")
-    for x, color, words in (
-        (0, LIGHT_GREY, "sign"),
-        (6.5, LIGHT_ORANGE, "exponent: range"),
-        (19, LIGHT_BLUE, "fraction: precision"),
-    ):
-        box(top, x, 3.1, 1, 0.3, color)
-        top.text(x + 1.5, 3.25, words, va="center")
     # 1 / 50,257 tokens / 1,536 to 524,288 positions in a step
-    low.axvspan(-35, -26, color=RED, alpha=0.25, linewidth=0)
-    words = "gradients of GPT-2's\nlogits: lost in float16"
-    low.text(-39, 0.05, words, ha="right", va="center", color=RED)
+    low.axvspan(-35, -26, color=RED, alpha=0.25, linewidth=0, zorder=0)
+    words = "gradients of\nGPT-2's logits"
+    low.text(-39, 0.0, words, ha="right", va="center", color=RED)
     powers = {-126: "2⁻¹²⁶", -64: "2⁻⁶⁴", -14: "2⁻¹⁴", 16: "2¹⁶", 64: "2⁶⁴"}
     powers[128] = "2¹²⁸"
     low.set_xticks([*powers], [*powers.values()], fontsize=14)
@@ -988,29 +1092,27 @@ def formats():
 
 def cache():
     """Rows of queries, keys and values that are computed, without and with a cache."""
-    figure, axes = sheet(54, 41)
+    figure, axes = sheet(48, 41)
     at = dict(ha="center", va="center")
-    for n, (title, cached) in enumerate((("without", False), ("with a cache", True))):
-        left = 8 + 24.5 * n
-        axes.text(left + 10.5, 39, title, weight="bold", **at)
+    for n, title in enumerate(("without a cache", "with a cache")):
+        left = 5 + 22.6 * n
+        axes.text(left + 10, 39, title, weight="bold", fontsize=14, **at)
+        computed = 0
         for k, name in enumerate("qkv"):
-            x = left + 7.2 * k
-            axes.text(x + 3.3, 35.7, name, **at)
+            x = left + 6.9 * k
+            axes.text(x + 3.1, 35.3, name, fontsize=13, **at)
             for i in range(6):
-                new = not cached or i == 5
+                new = n == 0 or i == 5
+                computed += new
                 if name == "q" and not new:
                     continue
-                color = LIGHT_ORANGE if new else LIGHT_BLUE
-                box(axes, x, 30 - 4.4 * i, 6.6, 4, color, "new" if new else "")
+                color, word = (LIGHT_ORANGE, "new") if new else (LIGHT_BLUE, "kept")
+                box(axes, x, 29.5 - 4.5 * i, 6.2, 4, color, word)
+        words = dict(weight="bold", fontsize=15, color=RED if n == 0 else GREEN)
+        axes.text(left + 10, 3.6, f"{computed} to compute", **words, **at)
     for i in range(6):
-        axes.text(4, 32 - 4.4 * i, f"{i + 1}", **at)
-    axes.text(4, 35.7, "token", **at)
-    for y, color, words in (
-        (3.6, LIGHT_ORANGE, "new: computed for token 6"),
-        (0.5, LIGHT_BLUE, "from the cache: computed before, kept"),
-    ):
-        box(axes, 8, y, 3, 2.2, color)
-        axes.text(12, y + 1.1, words, va="center")
+        axes.text(2, 31.5 - 4.5 * i, f"{i + 1}", **at)
+    axes.text(23.5, 0.3, "rows: the 6 tokens so far", color="#555555", **at)
     save(
         figure, "cache", "What is computed for one more token, without and with a cache"
     )
