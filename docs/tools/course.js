@@ -44,7 +44,7 @@ function nameViews() {
 
 function toggleView() {
   const lines = $(".lines");
-  if (!lines) return;
+  if (!lines || !$("[data-do=view]").checkVisibility()) return;  // no room for two
   root.dataset.view = isSideBySide(lines) ? "unified" : "side";
   keep("view", root.dataset.view);
   nameViews();
@@ -76,13 +76,17 @@ function unfold(diff) {
 
 // A selection stays in the column where it began. In the unified view there are two
 // texts, too: one that begins in a removed line takes the old one, others the new one.
+function columnOf(line) {
+  const old = line.matches(".a, .l");
+  if (isSideBySide(line.closest(".lines"))) return old ? "left" : "right";
+  return old ? "old" : "new";
+}
+
 function pick(event) {
   const line = event.target.closest?.(".lines p");
   if (!line) return;
   const lines = line.closest(".lines");
-  const old = line.matches(".a, .l");
-  let column = old ? "old" : "new";
-  if (isSideBySide(lines)) column = old ? "left" : "right";
+  const column = columnOf(line);
   // Else the browser takes this for the start of dragging what is selected
   if (lines.dataset.pick !== column) getSelection().removeAllRanges();
   lines.dataset.pick = column;
@@ -104,11 +108,13 @@ function selectedPart(line, range) {
 
 function copyColumn(event) {
   const selection = getSelection();
-  const lines = selection.anchorNode?.parentElement?.closest(".lines");
-  if (!lines?.dataset.pick || selection.isCollapsed) return;
+  const start = selection.anchorNode;
+  const first = (start?.closest ? start : start?.parentElement)?.closest(".lines p");
+  if (!first || selection.isCollapsed) return;
+  const column = columnOf(first);
   const range = selection.getRangeAt(0);
-  const parts = $$("p", lines)
-    .filter((line) => line.matches(PICKED[lines.dataset.pick]))
+  const parts = $$("p", first.closest(".lines"))
+    .filter((line) => line.matches(PICKED[column]))
     .filter((line) => line.checkVisibility() && range.intersectsNode(line))
     .map((line) => selectedPart(line, range));
   event.clipboardData.setData("text/plain", parts.join("\n"));
@@ -157,8 +163,13 @@ function startCopying() {
   for (const code of $$("p > code.command")) {
     code.after(copyButton(code.textContent));
   }
+}
+
+// What scrolls sideways can have the focus, so that keys scroll it
+function markScrollers() {
   for (const box of $$("pre, .scroll")) {
-    if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;  // so that keys scroll it
+    if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
+    else box.removeAttribute("tabindex");
   }
 }
 
@@ -383,6 +394,8 @@ function startProgress() {
 
 startDiffs();
 startCopying();
+markScrollers();
+addEventListener("resize", markScrollers);
 startTips();
 startSearch();
 startKeys();

@@ -15,6 +15,7 @@ import html
 import itertools
 import re
 
+import narrow  # narrow.py, in this folder
 from pygments.lexers import PythonLexer
 from pygments.token import Token
 
@@ -53,8 +54,18 @@ def tokens(text, lexer):
 def code(text, lexer):
     """A whole text as coloured HTML."""
     if lexer.name == "Python":
-        return "".join(plain(pieces) + "\n" for pieces in python_lines(text))
+        return "".join(line_of_code(pieces) for pieces in python_lines(text))
     return plain(tuple(tokens(text, lexer)))
+
+
+def line_of_code(pieces):
+    """A line of python_lines as HTML. A long one knows where it goes on if it wraps."""
+    text = "".join(piece for _, piece in pieces)
+    inner = f"{plain(pieces)}\n"
+    if len(text) <= narrow.WIDTH:
+        return inner
+    indent = len(text) - len(text.lstrip())
+    return f'<span class="long" style="--i:{indent}">{inner}</span>'
 
 
 @functools.cache
@@ -245,11 +256,15 @@ def hunk(lines):
 
 
 def fold(old, new, i, j, count):
-    """Equal lines that show when one opens them. The bar names what follows."""
-    words = f"{count} equal lines"
+    """Equal lines that show when one opens them. The bar names what follows.
+
+    After the last bar nothing follows; it names where its own lines begin.
+    """
     end = j + count
+    name = f"{places(new)[j]} … end of the file"
     if end + CONTEXT < len(places(new)):
-        words += f"<b>{html.escape(places(new)[end + CONTEXT])}</b>"
+        name = places(new)[end + CONTEXT]
+    words = f"{count} equal lines<b>{html.escape(name)}</b>"
     lines = []
     for k in range(j, end):
         lines.append(line("r", python_lines(new)[k], k))

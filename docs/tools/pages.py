@@ -5,9 +5,9 @@
 Open index.html there; it needs no server and no network. Press ? for the keys. Needs
 pygments, which comes with pytest, and markdown-it-py: pip install markdown-it-py
 
-The other files of the pages are beside this one: diffs.py makes the diffs, course.css
-and course.js are their looks and their behaviour, live.js computes with the models
-whose weights weights.py has written.
+The other files of the pages are beside this one: diffs.py makes the diffs, narrow.py
+fits tables of text into telephones, course.css and course.js are the looks and the
+behaviour, live.js computes with the models whose weights weights.py has written.
 """
 
 import argparse
@@ -24,7 +24,9 @@ import steps as course  # steps.py, in this folder
 
 try:
     import diffs  # diffs.py, in this folder
+    import narrow  # narrow.py, in this folder
     from markdown_it import MarkdownIt
+    from markdown_it.tree import SyntaxTreeNode
     from pygments.lexers import get_lexer_by_name
 except ImportError as error:
     sys.exit(f"{error}: pip install pygments markdown-it-py")
@@ -70,6 +72,9 @@ python gpt_char.py --prompt="ROMEO:"    # only writes
 
 NOTHING_KNOWN = 4.17  # the loss if all 65 characters are equally likely
 LONG = 6  # a page with so many sections begins with a list of them
+BROAD = 86  # a block of code or text with longer lines is wider than the prose
+BROADEST = 100  # and with still longer lines it wraps
+FULL = 38  # letters that a row of a table can have on a telephone, gaps included
 
 
 class Page(NamedTuple):
@@ -174,10 +179,68 @@ def link_to_page(token, end, path, pages):
         token.attrSet("data-tip", glossary()[place])
 
 
+def fitted(body):
+    """Blocks of code and text that say how long their lines are.
+
+    Text whose lines are too long for a telephone is there in a narrow form, too.
+    """
+
+    def replace(match):
+        kind, code = match.groups()
+        text = html.unescape(re.sub("<[^>]*>", "", code)).rstrip("\n")
+        width = narrow.longest(text.split("\n"))
+        names = []
+        if width > BROAD:
+            names.append("broad")
+        if width > BROADEST:
+            names.append("wraps")
+        other = ""
+        if kind in ("", ' class="language-text"') and width > narrow.WIDTH:
+            names.append("full")
+            lines = html.escape(narrow.narrow(text), quote=False)
+            other = f'<pre class="narrow">{lines}</pre>'
+        start = f'<pre class="{" ".join(names)}" style="--width:{width}">'
+        return f"{start}<code{kind}>{code}</code></pre>{other}"
+
+    return re.sub(r"<pre><code([^>]*)>(.*?)</code></pre>", replace, body, flags=re.S)
+
+
+def widest_word(cell):
+    """How many letters of a cell of a table must stand in one line."""
+    text = re.sub(r"\]\([^)]*\)", "]", cell.children[0].content)
+    code = " ".join(re.findall("`([^`]*)`", text))
+    words = re.sub("`[^`]*`", "", text).split()
+    words += re.findall(r"(?<!\S)-[\w-]{1,30}=?", code)  # as in unbroken
+    return max([0, *map(len, words)])
+
+
+def label_cells(tokens):
+    """Let the rows of tables that are too wide for telephones stand as stacks there.
+
+    Then every cell needs the title of its column.
+    """
+    for table in SyntaxTreeNode(tokens).walk():
+        if table.type != "table":
+            continue
+        rows = [row.children for part in table.children for row in part.children]
+        width = 0
+        for column in zip(*rows):
+            width += 1 + max(widest_word(cell) for cell in column)
+        if width <= FULL:
+            continue
+        kind = "stack dense" if width > 2 * FULL else "stack"
+        table.nester_tokens.opening.attrSet("class", kind)
+        titles = [re.sub("[`*]", "", cell.children[0].content) for cell in rows[0]]
+        for row in rows[1:]:
+            for cell, title in zip(row, titles):
+                cell.nester_tokens.opening.attrSet("data-title", title)
+
+
 def render(text, path, pages):
     """Markdown from a file as HTML. pages, for links: (file, slug or "") -> page."""
     text = re.sub(r"<!--.*?-->\n?", "", text, flags=re.S)
     found = MARKDOWN.parse(text)
+    label_cells(found)
     first = True
     for i, token in enumerate(found):
         if token.type == "heading_open":
@@ -204,7 +267,8 @@ def render(text, path, pages):
     body = body.replace("<p><strong>Predict", '<p class="predict"><strong>Predict')
     inline = r'(?<!<pre>)(<code(?: class="command")?>)([^<]*)(?=</code>)'
     body = re.sub(inline, lambda code: code[1] + unbroken(code[2]), body)
-    body = body.replace("<table>", '<div class="scroll"><table>')
+    body = fitted(body)
+    body = re.sub("<table.*?>", r'<div class="scroll">\g<0>', body)
     body = body.replace("</table>", "</table></div>")
     for name, model in (("bigram", "bigram"), ("heads", "attention")):
         image = rf'(<p><img src="pictures/{name}\.svg".*?</p>)'
@@ -234,12 +298,13 @@ def value(row, measure):
 
 
 def before_and_after(label, old, new, digits, noise, unit=""):
-    """A line of a table: a number before and after a step, or nothing.
+    """A line of a table: a number before and after a step, or that there is none.
 
     A change below the noise gets no colour.
     """
+    name = f'<th scope="row">{label}</th>'
     if old is None or new is None:
-        return ""
+        return f'<tr>{name}<td colspan="3">not measured</td></tr>'
     change = new - old
     sign = "+" if change > 0 else "−"
     words = "no change"
@@ -249,9 +314,19 @@ def before_and_after(label, old, new, digits, noise, unit=""):
     if abs(change) >= noise:
         kind = "worse" if change > 0 else "better"
     return (
-        f'<tr><th scope="row">{label}</th><td>{old:.{digits}f}{unit}</td>'
+        f"<tr>{name}<td>{old:.{digits}f}{unit}</td>"
         f'<td>{new:.{digits}f}{unit}</td><td class="{kind}">{words}</td></tr>'
     )
+
+
+def losses_of(chapter):
+    """{file of a step: the loss after it}, for the steps whose loss was measured."""
+    found = {}
+    for step, row in measured(chapter).items():
+        loss = value(row, "val loss")
+        if loss is not None:
+            found[step] = loss
+    return found
 
 
 def sparkline(chapter, here):
@@ -259,13 +334,11 @@ def sparkline(chapter, here):
     chapters = [name for name in CHAPTERS if name not in course.BRANCHES]
     if chapter not in chapters:
         chapters = [chapter]
-    losses = {}
-    for name in chapters:
-        every = {step: value(row, "val loss") for step, row in measured(name).items()}
-        found = {step: loss for step, loss in every.items() if loss is not None}
-        if found:
-            losses[name] = found
-    everything = [loss for found in losses.values() for loss in found.values()]
+    losses = {name: losses_of(name) for name in chapters}
+    losses = {name: found for name, found in losses.items() if found}
+    everything = []
+    for found in losses.values():
+        everything += found.values()
     top = max(everything)
     bottom = min(everything)
     lines = []
@@ -336,7 +409,7 @@ def with_effect(body, box):
     if not places:
         return body + box
     end = places[-1].end()
-    sample = re.compile(r"<pre>.*?</pre>\n", re.S).match(body, end)
+    sample = re.compile(r"<pre.*?</pre>\n", re.S).match(body, end)
     if sample:
         end = sample.end()
     return body[:end] + box + body[end:]

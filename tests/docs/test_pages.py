@@ -237,6 +237,52 @@ z = 3
     assert places[11] == "Training"
 
 
+@pytest.fixture(scope="module")
+def narrow(diffs):
+    return diffs.narrow
+
+
+def test_columns_without_room_go_below(narrow):
+    """Numbers stay below each other; an arrow stays in its row."""
+    wide = """
+             first column  second column  third     fourth
+one row               1.0            2.0    3.0        4.0
+another              11.0           12.0   13.0
+"""
+    stacked = """
+         first column  second column  third
+one row           1.0            2.0    3.0
+another          11.0           12.0   13.0
+
+         fourth
+one row     4.0
+"""
+    assert narrow.narrow(wide) == stacked
+    row = "a vector of numbers  ->  a layer  ->  another layer  ->  a number"
+    below = "a vector of numbers  ->  a layer\n  ->  another layer  ->  a number"
+    assert narrow.narrow(row) == below
+    assert narrow.narrow("short  enough   as it is") == "short  enough   as it is"
+
+
+def test_no_word_is_lost_on_a_telephone(narrow):
+    """Every text in the course: the same words, in lines that fit, none invented."""
+    count = 0
+    for path in ROOT.glob("docs/**/*.md"):
+        source = path.read_text(encoding="utf-8")
+        for block in re.findall(r"^```text\n(.*?)^```", source, re.M | re.S):
+            lines = narrow.narrow(block.rstrip("\n")).split("\n")
+            words = [word for line in lines for word in line.split() if word.strip("-")]
+            wanted = [word for word in block.split() if word.strip("-")]
+            assert set(words) == set(wanted), path.name
+            for word in set(wanted):
+                assert words.count(word) >= wanted.count(word), (path.name, word)
+            for line in lines:
+                longest = max([0, *map(len, line.split())])
+                assert len(line) <= max(narrow.WIDTH, longest + 4), line
+            count += len(lines) != block.count("\n")
+    assert count > 50
+
+
 def test_a_step_says_where_it_stands_and_what_it_did(pages):
     page = (pages / "v2_attention_3.html").read_text(encoding="utf-8")
     assert "Chapter 2, step 3 of" in text(page)
@@ -404,9 +450,14 @@ def visit(browser, pages):
     assert problems == []
 
 
+BEYOND = """[...document.querySelectorAll("pre, .scroll")]
+    .filter(box => box.scrollWidth > box.clientWidth)
+    .map(box => box.textContent.slice(0, 200))"""
+
+
 @in_chromium
 def test_every_page_at_every_width(visit, pages):
-    """No error, no scrolling sideways; the keys lead through all pages."""
+    """No error, no scrolling sideways, in no box; the keys lead through all pages."""
     names = in_order(pages)
     page = visit("index.html")
     for name, after in zip(names, [*names[1:], names[-1]]):
@@ -415,6 +466,7 @@ def test_every_page_at_every_width(visit, pages):
             page.set_viewport_size({"width": width, "height": 900})
             inside = "document.documentElement.scrollWidth <= innerWidth"
             assert page.evaluate(inside), f"{name} is wider than {width}"
+            assert page.evaluate(BEYOND) == [], f"{name} at {width}"
         page.keyboard.press("ArrowRight")
         page.wait_for_url(f"**/{after}")
     for name in names[-2:-9:-1]:
@@ -551,6 +603,9 @@ def test_keys(visit):
         assert page.url == stay, keys
     repeat = "dispatchEvent(new KeyboardEvent('keydown', {key: 'n', repeat: true}))"
     page.evaluate(repeat)
+    box = "document.querySelector('pre:not(.full)')"
+    page.evaluate(f"{box}.insertAdjacentHTML('beforeend', '<p style=width:2000px>')")
+    page.evaluate("dispatchEvent(new Event('resize'))")
     page.locator("pre[tabindex]").first.focus()
     page.keyboard.press("ArrowRight")  # scrolls the box that has the focus
     page.wait_for_timeout(50)
