@@ -21,6 +21,7 @@ from pygments.token import Token
 
 CONTEXT = 4  # lines shown before and after a change
 SHORTEST_FOLD = 6  # equal lines; fewer are not worth a fold
+ALIKE = 0.6  # the share of equal letters from which on two lines are a pair
 COLOURS = {  # the first that contains a kind of token wins
     Token.Comment: "c",
     Token.Literal.String: "s",
@@ -134,23 +135,42 @@ def places(text):
 
 
 # -------------------------------------------------------------------------------- Pairs
+def alike(old, new):
+    """How much two lines resemble each other, or 0 if it is too little for a pair."""
+    if not old or not new:
+        return 0
+    matcher = difflib.SequenceMatcher(None, old, new, autojunk=False)
+    if matcher.real_quick_ratio() < ALIKE or matcher.quick_ratio() < ALIKE:
+        return 0
+    ratio = matcher.ratio()
+    return ratio if ratio >= ALIKE else 0
+
+
 def twins(old, new):
     """Pairs (i, j) of lines that resemble each other, old[i] and new[j]; both rise.
 
-    How far a line is indented does not count.
+    Of all such pairings it is the one with the largest resemblance in total. How far
+    a line is indented does not count.
     """
     old = [line.strip() for line in old]
     new = [line.strip() for line in new]
-    start = 0
-    for i, line in enumerate(old):
-        if not line:
-            continue
-        candidates = new[start : start + 20]
-        close = difflib.get_close_matches(line, candidates, n=1, cutoff=0.6)
-        if close:
-            j = new.index(close[0], start)
+    scores = [[alike(a, b) for b in new] for a in old]
+    # best[i][j]: what the lines from old[i] and new[j] on can reach
+    best = [[0.0] * (len(new) + 1) for _ in range(len(old) + 1)]
+    for i in reversed(range(len(old))):
+        for j in reversed(range(len(new))):
+            paired = scores[i][j] + best[i + 1][j + 1]
+            best[i][j] = max(paired, best[i + 1][j], best[i][j + 1])
+    i = j = 0
+    while i < len(old) and j < len(new):
+        if best[i][j] == best[i + 1][j]:
+            i += 1
+        elif best[i][j] == best[i][j + 1]:
+            j += 1
+        else:
             yield i, j
-            start = j + 1
+            i += 1
+            j += 1
 
 
 def words(line):

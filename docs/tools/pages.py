@@ -73,7 +73,7 @@ python gpt_char.py --prompt="ROMEO:"    # only writes
 NOTHING_KNOWN = 4.17  # the loss if all 65 characters are equally likely
 LONG = 6  # a page with so many sections begins with a list of them
 BROAD = 86  # a block of code or text with longer lines is wider than the prose
-BROADEST = 100  # and with still longer lines it wraps
+BROADEST = 100  # and with still longer lines it wraps, or with one or two of them
 FULL = 38  # letters that a row of a table can have on a telephone, gaps included
 
 
@@ -188,17 +188,19 @@ def fitted(body):
     def replace(match):
         kind, code = match.groups()
         text = html.unescape(re.sub("<[^>]*>", "", code)).rstrip("\n")
-        width = narrow.longest(text.split("\n"))
+        lines = text.split("\n")
+        width = narrow.longest(lines)
+        many = sum(len(line) > BROAD for line in lines) > 2
         names = []
-        if width > BROAD:
-            names.append("broad")
-        if width > BROADEST:
+        if width > BROADEST or (width > BROAD and not many and narrow.GAP not in text):
             names.append("wraps")
+        elif width > BROAD:
+            names.append("broad")
         other = ""
         if kind in ("", ' class="language-text"') and width > narrow.WIDTH:
             names.append("full")
-            lines = html.escape(narrow.narrow(text), quote=False)
-            other = f'<pre class="narrow">{lines}</pre>'
+            narrow_form = html.escape(narrow.narrow(text), quote=False)
+            other = f'<pre class="narrow">{narrow_form}</pre>'
         start = f'<pre class="{" ".join(names)}" style="--width:{width}">'
         return f"{start}<code{kind}>{code}</code></pre>{other}"
 
@@ -389,7 +391,10 @@ def effect(chapter, name):
     lines += before_and_after("time of a step", *times, 1, 0.05, " ms")
     samples = ""
     if old.get("sample") and new.get("sample"):
-        for words, row in (("It wrote before", old), ("It writes now", new)):
+        both = [("It wrote before", old), ("It writes now", new)]
+        if old["sample"] == new["sample"]:
+            both = [("It writes the same as before", new)]
+        for words, row in both:
             sample = html.escape(row["sample"].strip())
             samples += f"<figure><figcaption>{words}</figcaption>"
             samples += f'<pre class="sample">{sample}</pre></figure>'
@@ -647,12 +652,14 @@ def search_index(parts):
             continue
         text = re.sub(r"<!--.*?-->", "", page.text, flags=re.S)
         text = re.sub(r"^```.*?^```\n", "", text, flags=re.M | re.S)
+        text = re.sub(r"^\|[|:\- ]+\n", "", text, flags=re.M)
+        text = re.sub(r"^\| .*", lambda row: row[0].replace("|", " "), text, flags=re.M)
         for section in re.split(r"^(?=#+ )", text, flags=re.M):
             if not section.strip():
                 continue
             title, _, body = section.partition("\n")
             title = title.lstrip("# ").replace("`", "")
-            body = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", body)
+            body = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", body)
             body = re.sub(r"[`*]|</?\w+>", "", body)
             found.append(
                 {

@@ -215,6 +215,13 @@ def test_pairs_do_not_depend_on_the_indentation(diffs):
     assert list(diffs.twins(old, new)) == [(0, 1), (1, 2)]
 
 
+def test_a_chance_resemblance_further_down_does_not_win(diffs):
+    old = ["if vocab_sizes != {256}:", "exit('the shards must be of bytes')"]
+    new = ["if vocab_sizes not in ({256}, {50257}):"]
+    new += ["exit('the shards must all be of bytes')", "if vocab_size == 50257:"]
+    assert list(diffs.twins(old, new)) == [(0, 0), (1, 1)]
+
+
 def test_the_bar_above_lines_names_where_they_are(diffs):
     source = """import a
 # ------------------- Model
