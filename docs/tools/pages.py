@@ -190,11 +190,12 @@ def fitted(body):
         text = html.unescape(re.sub("<[^>]*>", "", code)).rstrip("\n")
         lines = text.split("\n")
         width = narrow.longest(lines)
-        many = sum(len(line) > BROAD for line in lines) > 2
+        long_lines = [line for line in lines if len(line) > BROAD]
+        is_prose = len(long_lines) < 3 and narrow.GAP not in text
         names = []
-        if width > BROADEST or (width > BROAD and not many and narrow.GAP not in text):
+        if long_lines and (is_prose or width > BROADEST):
             names.append("wraps")
-        elif width > BROAD:
+        elif long_lines:
             names.append("broad")
         other = ""
         if kind in ("", ' class="language-text"') and width > narrow.WIDTH:
