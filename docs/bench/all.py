@@ -40,7 +40,7 @@ class Part(NamedTuple):
 OTHERS = {"all", "lab", "inside", "peers", "steps", "gpu", "mutants"}
 FLAGS = {"effects": "--minutes=600"}
 # Programs with several reports: sparse.py NAME writes sparse_NAME.md
-MANY = {"sparse": "counts speed sampling crossover recall equal_time".split()}
+MANY = {"sparse": "counts speed sampling crossover recall equal_time positions".split()}
 # Reports of what is over, or of what needs another machine or a change of a script
 HISTORY = {
     "gpu": "python docs/bench/gpu.py, on a GPU",

@@ -6,6 +6,7 @@
     python docs/bench/sparse.py crossover   forward and backward, 512 to 16,384 long
     python docs/bench/sparse.py recall      does a value arrive from far away?
     python docs/bench/sparse.py equal_time  the loss of seven patterns on two texts
+    python docs/bench/sparse.py positions   three ways to say where a token stands
     python docs/bench/sparse.py steps       each step of the chapter, with its pattern
 
 Everything runs on one thread. The report is docs/bench/sparse_PART.md. What is timed
@@ -401,28 +402,31 @@ many positions; float32; medians, in turn.
 
 
 # ------------------------------------------------------------------------------- Recall
-KEYS, VALUES, QUERIES = 8, 8, 256
+KEYS, VALUES, TOLD, QUERIES = 8, 8, 16, 256
 DISTANCES = (1, 32, 64, 128, 256, 512, 1024)
 
 
 def recall_batch(rng, B, T):
     """Inputs x and targets y (B, T), and how far back the answer is.
 
-    Each text has one token for each key that tells its value, at a random place. At 256
-    other places, a token asks for a key, and the answer is its value. It never enters
-    the text, so nobody can copy it from a later place. All the rest is filler.
+    In each text, every key has a value. A run of 16 equal tokens tells it, somewhere in
+    the text. At 256 other places, a token asks for a key, and the answer is its value.
+    It never enters the text, so nobody can copy it from a later place. All the rest is
+    filler.
     """
     x = torch.full((B, T), 32)
     y = torch.full((B, T), -100)  # cross_entropy ignores it
     distance = torch.zeros(B, T, dtype=torch.long)
-    places = torch.rand(B, T, generator=rng).argsort(dim=1)
-    told = places[:, :KEYS]
     values = torch.randint(VALUES, (B, KEYS), generator=rng)
-    x.scatter_(1, told, 128 + torch.arange(KEYS) * VALUES + values)
-    asked = places[:, KEYS : KEYS + QUERIES]
+    first = TOLD * torch.rand(B, T // TOLD, generator=rng).argsort(dim=1)[:, :KEYS]
+    free = torch.rand(B, T, generator=rng)
+    for i in range(TOLD):
+        x.scatter_(1, first + i, 128 + torch.arange(KEYS) * VALUES + values)
+        free.scatter_(1, first + i, 2.0)  # so that nobody asks there
+    asked = free.argsort(dim=1)[:, :QUERIES]
     keys = torch.randint(KEYS, (B, QUERIES), generator=rng)
     x.scatter_(1, asked, keys)
-    far = asked - told.gather(1, keys)
+    far = asked - (first + TOLD - 1).gather(1, keys)
     answers = torch.where(far > 0, 48 + values.gather(1, keys), -100)
     y.scatter_(1, asked, answers)
     distance.scatter_(1, asked, far)
@@ -465,8 +469,8 @@ def recall_accuracy(script, T):
 def recall(args):
     """Key-value retrieval: which patterns bring an answer from how far?"""
     record = Record("recall", args)
-    T, B, steps, rate = 1024, 4, args.steps or 300, 1e-2
-    flags = ["--n_layer=3", "--n_embd=64", "--n_head=2", f"--total_batch_size={B * T}"]
+    T, B, steps, rate = 1024, 4, args.steps or 2500, 1e-2
+    flags = ["--n_layer=4", "--n_embd=64", "--n_head=2", f"--total_batch_size={B * T}"]
     for pattern in PATTERNS:
         if not record.wants(pattern):
             continue
@@ -489,10 +493,11 @@ def recall(args):
             accuracy = runs[pattern]["accuracy"].values()
             rows.append([pattern, *[f"{100 * a:.1f}" for a in accuracy]])
     notes = f"""
-A model of 3 layers, 64 channels, 2 heads, trained for {steps} steps of {B} texts of
-{T:,} positions. In each, {KEYS} tokens tell the values of {KEYS} keys, and {QUERIES}
-others ask for one; a guess is right in {100 / VALUES:.1f}%. Three layers of the window
-reach {3 * 63} positions back.
+A model of 4 layers, 64 channels, 2 heads, trained for {steps:,} steps of {B} texts of
+{T:,} positions. In each, runs of {TOLD} equal tokens tell the values of {KEYS} keys,
+and {QUERIES} other tokens ask for one; a guess is right in {100 / VALUES:.1f}%. The
+distance is that to the end of the run. Four layers of the window reach {4 * 63}
+positions back: from a distance of {4 * 63 + 1} on, nothing of the run can arrive.
 """
     tables = {"Right answers in percent, by distance": rows}
     write_report("recall", notes, tables, runs)
@@ -522,11 +527,11 @@ def prepare_texts():
 
 @torch.no_grad()
 def losses_of(script, text, half, T):
-    """The loss at each of T positions, over one half of the validation text."""
+    """The loss at each of T positions, over 64 KiB of a half of the validation text."""
     tokens = script["shards"]["val"][0].astype("int64")
     middle = len(tokens) // 2
     tokens = torch.from_numpy(tokens[:middle] if half == "first" else tokens[middle:])
-    windows = (len(tokens) - 1) // T
+    windows = min(len(tokens) - 1, 65_536) // T
     x = tokens[: windows * T].view(windows, T)
     y = tokens[1 : windows * T + 1].view(windows, T)
     total = torch.zeros(T)
@@ -536,16 +541,31 @@ def losses_of(script, text, half, T):
     return total / windows
 
 
+def time_in_turn(scripts):
+    """{name: ms of a training step}, medians, all in turn."""
+    times = {name: [] for name in scripts}
+    for count in range(12):
+        for name, script in scripts.items():
+            start = time.perf_counter()
+            train_on(script, 1, 1e-2)
+            times[name].append(1000 * (time.perf_counter() - start))
+    return {name: statistics.median(t[2:]) for name, t in times.items()}
+
+
 def pace_of(text, flags):
     """{pattern: ms of a training step}, all in turn."""
     scripts = {pattern: load(pattern, 1024, *flags) for pattern in PATTERNS}
-    times = {pattern: [] for pattern in PATTERNS}
-    for count in range(12):
-        for pattern, script in scripts.items():
-            start = time.perf_counter()
-            train(script, iter([script["get_batch"](count, 0)]), 1, 1e-2)
-            times[pattern].append(1000 * (time.perf_counter() - start))
-    return {pattern: statistics.median(t[2:]) for pattern, t in times.items()}
+    return time_in_turn(scripts)
+
+
+EQUAL_TIME = ["--n_layer=3", "--n_embd=64", "--n_head=2", "--batch_size=2"]
+EQUAL_TIME.append("--total_batch_size=2048")
+
+
+def train_on(script, steps, rate):
+    """Train on the text of the script, with its own batches."""
+    batches = (script["get_batch"](step, 0) for step in range(steps))
+    train(script, batches, steps, rate)
 
 
 def equal_time(args):
@@ -553,10 +573,8 @@ def equal_time(args):
     os.chdir(ROOT)
     prepare_texts()
     record = Record("equal_time", args)
-    flags = ["--n_layer=3", "--n_embd=64", "--n_head=2", "--batch_size=2"]
-    flags.append("--total_batch_size=2048")
     if record.wants("pace"):
-        record.add("pace", ms=pace_of("shakespeare", flags))
+        record.add("pace", ms=pace_of("shakespeare", EQUAL_TIME))
     pace = record.runs()["pace"]["ms"]
 
     def run(name, text, pattern, rate, seed, seconds, half):
@@ -564,9 +582,8 @@ def equal_time(args):
             return
         steps = round(1000 * seconds / pace[pattern])
         more = [f"--data_dir=data/{text}/bytes", f"--seed={seed}"]
-        script = load(pattern, 1024, *flags, *more)
-        batches = (script["get_batch"](step, 0) for step in range(steps))
-        train(script, batches, steps, rate)
+        script = load(pattern, 1024, *EQUAL_TIME, *more)
+        train_on(script, steps, rate)
         losses = losses_of(script, text, half, 1024)
         values = {"loss": losses.mean().item(), "steps": steps}
         edges = (0, 32, 64, 128, 256, 512, 1024)
@@ -627,11 +644,111 @@ def equal_time(args):
 A model of 3 layers, 64 channels, 2 heads at T = 1,024, trained for as many steps of
 2,048 bytes as take {args.seconds:g} s on one thread of a machine that does nothing
 else. The rate is the better of {RATES[0]:g} and {RATES[1]:g} after half of that time,
-on the first half of the validation text; the losses are those of the second half: means
-of {seeds} seeds (smallest - largest). With the context cut to n, the text comes in
-windows of n, and the second half of each counts.
+on the first half of the validation text. The losses are those of the second half, of
+64 KiB of it at most: means of {seeds} seeds (smallest - largest). With the context cut
+to n, the text comes in windows of n, and the second half of each counts.
 """
     write_report("equal_time", notes, tables, runs)
+
+
+# ---------------------------------------------------------------------------- Positions
+def learned(script):
+    """A vector for each position, as the script has it."""
+
+
+def two_dimensional(script):
+    """A vector for each row plus one for each column (Child et al., section 5.1)."""
+    stride = script["stride"]
+    wpe = script["model"].wpe
+    rows = script["block_size"] // stride
+
+    def forward(positions):
+        row = F.embedding(positions // stride, wpe.weight)
+        column = F.embedding(rows + positions % stride, wpe.weight)
+        return row + column
+
+    wpe.forward = forward
+
+
+def rotary(script):
+    """Queries and keys, turned by angles that grow with the position (Su et al.)."""
+    T = script["block_size"]
+    half = script["n_embd"] // script["n_head"] // 2
+    angles = torch.arange(T)[:, None] * 10_000 ** -(torch.arange(half) / half)
+    cos, sin = angles.cos(), angles.sin()
+    names = script["CausalSelfAttention"].forward.__globals__
+    attend = names["attend"]
+
+    def turn(x):
+        a, b = x.float().chunk(2, dim=-1)
+        c, s = cos[: x.shape[2]], sin[: x.shape[2]]
+        return torch.cat([a * c - b * s, a * s + b * c], dim=-1).to(x.dtype)
+
+    def turned(q, k, v, hop, p):
+        return attend(turn(q), turn(k), v, hop, p)
+
+    names["attend"] = turned
+    wpe = script["model"].wpe
+    wpe.weight.data.zero_()
+    wpe.weight.requires_grad_(False)
+    script["model"].wpe.forward = lambda positions: 0.0
+
+
+FORMS = {"learned": learned, "two-dimensional": two_dimensional, "rotary": rotary}
+
+
+def positions(args):
+    """Three ways to tell a model where a token stands: the loss after equal time."""
+    os.chdir(ROOT)
+    prepare_texts()
+    record = Record("positions", args)
+    patterns = ("dense", "window", "strided", "fixed")
+
+    def load_form(form, pattern, text="shakespeare"):
+        script = load(pattern, 1024, *EQUAL_TIME, f"--data_dir=data/{text}/bytes")
+        FORMS[form](script)
+        return script
+
+    if record.wants("pace"):
+        scripts = {}
+        for pattern in patterns:
+            for form in FORMS:
+                scripts[f"{form} {pattern}"] = load_form(form, pattern)
+        record.add("pace", ms=time_in_turn(scripts))
+    pace = record.runs()["pace"]["ms"]
+    for text in TEXTS:
+        for pattern in patterns:
+            for form in FORMS:
+                name = f"{text} {form} {pattern}"
+                if not record.wants(name):
+                    continue
+                steps = round(1000 * args.seconds / pace[f"{form} {pattern}"])
+                script = load_form(form, pattern, text)
+                train_on(script, steps, 1e-2)
+                loss = losses_of(script, text, "second", 1024).mean().item()
+                record.add(name, steps=steps, loss=loss)
+    runs = record.runs()
+    tables = {}
+    for text in TEXTS:
+        rows = [["", *patterns]]
+        for form in FORMS:
+            row = [form]
+            for pattern in patterns:
+                run = runs.get(f"{text} {form} {pattern}")
+                row.append(f"{run['loss']:.3f}" if run else "")
+            rows.append(row)
+        tables[f"{text}: loss at equal time"] = rows
+    rows = [["", *patterns]]
+    for form in FORMS:
+        times = [pace[f"{form} {pattern}"] for pattern in patterns]
+        rows.append([form, *[f"{ms:.1f}" for ms in times]])
+    tables["ms per step"] = rows
+    notes = f"""
+The model of equal_time, {args.seconds:g} s of training on one thread, seed 1337, rate
+0.01. Learned: a vector for each of the 1,024 positions. Two-dimensional: one for each
+row plus one for each column. Rotary: nothing is added; queries and keys are turned.
+"""
+    write_report("positions", notes, tables, runs)
 
 
 # ----------------------------------------------------------------- Steps of the chapter
@@ -693,7 +810,7 @@ def steps(args):
 
 PARTS = {"counts": counts, "speed": speed, "sampling": sampling}
 PARTS |= {"crossover": crossover, "recall": recall, "equal_time": equal_time}
-PARTS["steps"] = steps
+PARTS |= {"positions": positions, "steps": steps}
 
 
 def main():
@@ -704,7 +821,7 @@ def main():
     parser.add_argument("--only", default="", help="words in the names of runs")
     parser.add_argument("--minutes", type=float, default=0, help="stop after as many")
     parser.add_argument("--steps", type=int, default=0, help="of recall or steps")
-    parser.add_argument("--seconds", type=float, default=30, help="of equal_time")
+    parser.add_argument("--seconds", type=float, default=60, help="of a training")
     args = parser.parse_args()
     torch.set_num_threads(1)
     PARTS[args.part](args)
