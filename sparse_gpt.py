@@ -60,6 +60,7 @@ seed = 1337  # for the initial weights, the batches and the sample
 total_batch_size = 4096  # tokens per training step, over all processes
 batch_size = 0  # B: sequences a process computes at a time; 0: as many as fit in memory
 block_size = 1024  # T: tokens per sequence
+rotary = True  # positions rotate queries and keys; GPT-2's weights need --no-rotary
 pattern = "fixed"  # who sees whom: a row of patterns, below
 stride = 0  # l: positions in a row; 0: about the square root of block_size
 window = 0  # positions that a window holds; 0: two rows
@@ -698,6 +699,22 @@ class KVCache:
         return attention(q, k, v, 0.0, mask)
 
 
+def rotary_table(hs):
+    """cos and sin (block_size, hs) of the angles by which each position rotates."""
+    exponents = torch.arange(0, hs, 2, device=device) / hs  # one per pair of channels
+    speeds = 10_000.0**-exponents  # radians per position
+    angles = torch.outer(torch.arange(block_size, device=device), speeds)
+    angles = torch.cat((angles, angles), dim=1)  # for both channels of a pair
+    return angles.cos(), angles.sin()
+
+
+def rotate(x, cos, sin):
+    """Rotate channels i and i + hs / 2 of x (B, nh, T, hs), a pair (Su et al. 2021)."""
+    first, second = x.chunk(2, dim=-1)
+    turned = torch.cat((-second, first), dim=-1)  # by 90 degrees
+    return (x * cos + turned * sin).to(x.dtype)
+
+
 class CausalSelfAttention(nn.Module):
     """Causal self-attention, all heads at once, divided among the hops."""
 
@@ -705,6 +722,7 @@ class CausalSelfAttention(nn.Module):
         super().__init__()
         self.c_attn = nn.Linear(n_embd, 3 * n_embd)  # query, key, value for all heads
         self.c_proj = nn.Linear(n_embd, n_embd)  # mixes what the heads found
+        self.cos, self.sin = rotary_table(n_embd // n_head)
         self.hops = hops
 
     def forward(self, x, cache=None):
@@ -715,6 +733,11 @@ class CausalSelfAttention(nn.Module):
         q = q.view(B, T, n_head, hs).transpose(1, 2)  # (B, nh, T, hs)
         k = k.view(B, T, n_head, hs).transpose(1, 2)
         v = v.view(B, T, n_head, hs).transpose(1, 2)
+        if rotary:
+            past = 0 if cache is None else cache.length  # positions before those of x
+            cos, sin = self.cos[past : past + T], self.sin[past : past + T]
+            q = rotate(q, cos, sin)
+            k = rotate(k, cos, sin)
         p = dropout if self.training else 0.0
         results = []
         share = n_head // len(self.hops)  # heads per hop
@@ -774,7 +797,8 @@ class GPT(nn.Module):
         # A multiple of 128 rows suits the hardware; those beyond vocab_size are unused
         padded_size = math.ceil(vocab_size / 128) * 128
         self.wte = nn.Embedding(padded_size, n_embd)  # which token it is
-        self.wpe = nn.Embedding(block_size, n_embd)  # where it stands
+        if not rotary:
+            self.wpe = nn.Embedding(block_size, n_embd)  # where it stands
         self.drop = nn.Dropout(dropout)
         hops = patterns[pattern]
         self.h = nn.ModuleList()  # GPT-2's name
@@ -803,8 +827,10 @@ class GPT(nn.Module):
             caches = [None] * n_layer
         else:
             past = caches[0].length
-        positions = torch.arange(past, past + idx.shape[1], device=idx.device)
-        x = self.wte(idx) + self.wpe(positions)  # (B, T, C)
+        x = self.wte(idx)  # (B, T, C)
+        if not rotary:
+            positions = torch.arange(past, past + idx.shape[1], device=idx.device)
+            x = x + self.wpe(positions)
         x = self.drop(x)
         for block, cache in zip(self.h, caches):
             x = block(x, cache)
@@ -955,6 +981,8 @@ if gelu not in ("none", "tanh"):
     parser.error(f"--gelu={gelu} must be none or tanh")
 if n_embd % n_head != 0:
     parser.error(f"--n_embd={n_embd} must be divisible by --n_head={n_head}")
+if rotary and n_embd // n_head % 2 != 0:
+    parser.error(f"--n_embd={n_embd} / --n_head={n_head} must be even, or --no-rotary")
 if temperature != 0 and not 0.01 <= temperature <= 100:  # logits could overflow
     parser.error(f"--temperature={temperature} must be 0, or between 0.01 and 100")
 unit = block_size * world_size * max(1, batch_size)
@@ -997,8 +1025,8 @@ start_from_theirs = False
 if init_from not in ("resume", "scratch") and not Path(init_from).is_file():
     start_from_theirs = init_from.startswith("gpt2") or Path(init_from).is_dir()
 if start_from_theirs or export_dir:
-    if pattern != "dense":
-        parser.error("GPT-2's weights need --pattern=dense")
+    if pattern != "dense" or rotary:
+        parser.error("GPT-2's weights need --pattern=dense --no-rotary")
     try:
         import transformers
     except ImportError:
@@ -1238,6 +1266,7 @@ identity = {
     "n_head": n_head,
     "n_embd": n_embd,
     "gelu": gelu,
+    "rotary": rotary,
     "pattern": pattern,
     "stride": stride,
     "window": window,

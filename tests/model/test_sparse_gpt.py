@@ -346,6 +346,15 @@ def test_cache_forgets_what_nobody_will_see(data_dir, pattern):
 
 
 # ------------------------------------------------------------------------- The model
+def rotated(x):
+    """Rotary positions by their definition: a pair of channels is a complex number."""
+    T, hs = x.shape[-2:]
+    speeds = torch.tensor([10_000 ** (-2 * i / hs) for i in range(hs // 2)])
+    angles = torch.arange(T)[:, None] * speeds
+    pairs = torch.complex(*x.chunk(2, dim=-1)) * torch.exp(1j * angles)
+    return torch.cat((pairs.real, pairs.imag), dim=-1)
+
+
 @pytest.mark.parametrize("T", (27, 30, 4))  # 27 is no multiple of 6
 @pytest.mark.parametrize("pattern, combine", VARIANTS)
 def test_layers_equal_masked_dense_attention(data_dir, pattern, combine, T):
@@ -359,6 +368,7 @@ def test_layers_equal_masked_dense_attention(data_dir, pattern, combine, T):
         heads = []
         for share in attn.c_attn(x).split(16, dim=2):
             heads.append(share.view(2, T, 2, 8).transpose(1, 2))
+        heads[0], heads[1] = rotated(heads[0]), rotated(heads[1])  # q and k
         matrix = torch.stack(hops)
         if combine == "layers":
             matrix = hops[number % 2]
@@ -414,7 +424,7 @@ def test_dense_is_gpt2_train_to_the_bit(data_dir, tmp_path, capsys):
     flags = ["--max_iters=4", "--eval_interval=2", "--log_interval=1", "--dropout=0.1"]
     old = load(data_dir, *flags, script="gpt2_train.py", out_dir=tmp_path / "old")
     said_old = capsys.readouterr().out
-    flags += ["--pattern=dense"]
+    flags += ["--pattern=dense", "--no-rotary"]
     new = load(data_dir, *flags, out_dir=tmp_path / "new")
     said_new = capsys.readouterr().out
     weights, expected = new["model"].state_dict(), old["model"].state_dict()
@@ -462,7 +472,7 @@ def test_two_processes_equal_one(data_dir, tmp_path, pattern, combine):
 
 def test_weights_go_to_transformers_and_back(data_dir, tmp_path):
     pytest.importorskip("transformers")
-    flags = ["--max_iters=0", "--pattern=dense"]
+    flags = ["--max_iters=0", "--pattern=dense", "--no-rotary"]
     script = load(data_dir, *flags, f"--export_dir={tmp_path / 'hf'}")
     shaken(script)
     script["export_weights"](tmp_path / "hf")

@@ -158,8 +158,11 @@ add(
         ("--summary=0", "--summary=0", "1", "--stride=4"),
         ("--summary=5", "--summary=5", "1", "--stride=4"),
         ("--n_head=1", "--n_head=1", "even", "--combine=layers"),
-        # GPT-2's weights are those of a dense model
-        ("--export_dir=hf", "--pattern=dense"),
+        ("--n_embd=10 --n_head=2", "--n_embd=10", "--n_head=2", "even"),
+        # GPT-2's weights are those of a dense model with a table of positions
+        ("--export_dir=hf", "--pattern=dense", "--no-rotary"),
+        ("--export_dir=hf --pattern=dense", "--no-rotary"),
+        ("--export_dir=hf --no-rotary", "--pattern=dense"),
         ("--init_from=gpt2", "--pattern=dense"),
         ("--init_from=gpt2 --pattern=window", "--pattern=dense"),
     ],
