@@ -1481,6 +1481,8 @@ elif theirs is not None:
 elif init_from not in ("resume", "scratch"):
     load_checkpoint(init_from, weights_only=True)
     log(f"{init_from}: starting from its weights")
+elif max_iters == 0 and export_dir:
+    sys.exit("--export_dir: no weights were loaded; check --out_dir and --init_from")
 elif max_iters == 0:
     log("no weights were loaded: this model is untrained")
 theirs = None  # frees its memory

@@ -473,9 +473,10 @@ def test_two_processes_equal_one(data_dir, tmp_path, pattern, combine):
 def test_weights_go_to_transformers_and_back(data_dir, tmp_path):
     pytest.importorskip("transformers")
     flags = ["--max_iters=0", "--pattern=dense", "--no-rotary"]
-    script = load(data_dir, *flags, f"--export_dir={tmp_path / 'hf'}")
+    script = load(data_dir, *flags, out_dir=tmp_path)
     shaken(script)
-    script["export_weights"](tmp_path / "hf")
+    script["save_checkpoint"]("best.pt", 0)
+    load(data_dir, *flags, f"--export_dir={tmp_path / 'hf'}", out_dir=tmp_path)
     again = load(data_dir, *flags, f"--init_from={tmp_path / 'hf'}", "--gelu=none")
     idx = torch.randint(256, (2, 32))
     expected = script["model"].logits(idx)

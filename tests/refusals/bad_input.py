@@ -20,6 +20,7 @@ from makers import (
     LARGE,
     TEXT_SCRIPTS,
     TRAINERS,
+    import_transformers,
     random_tokens,
     read,
     write_shard,
@@ -372,6 +373,14 @@ for name, before in DAMAGED[:7]:
     add_files(LARGE, [(f"{name}: init_from", before, NEW, str(LAST))], trained=True)
 words = [str(LAST), "n_embd=16", "32"]
 add(LARGE, [(f"{NEW} --n_embd=32", *words)], code=1, trained=True)
+
+
+# -------------------------------------------------------------------- Nothing to export
+EXPORT = "--max_iters=0 --export_dir=hf"
+for script, dense in (("gpt2_train", ""), ("sparse_gpt", " --pattern=dense")):
+    for flags in ("--out_dir=out/none", "--init_from=scratch"):
+        row = (f"{EXPORT} {flags}{dense}", "--export_dir", "--out_dir", "--init_from")
+        add([script], [row], code=1, before=import_transformers, trained=True)
 
 
 # ---------------------------------------------------------------- Folders and processes
