@@ -729,6 +729,8 @@ try:  # find out now if out_dir is writable, not at the first checkpoint
             f.write(b"x")
 except OSError as error:
     parser.error(f"--out_dir={out_dir} is not writable: {error.strerror}")
+if Path(export_dir).is_file():
+    parser.error(f"--export_dir={export_dir} is a file; give the name of a folder")
 
 # ------------------------------------------------------------------------------- Start
 if hasattr(sys.stdout, "reconfigure"):  # in a notebook it has no such method

@@ -214,6 +214,15 @@ def test_export_of_a_trained_model(run, load, llama):
     assert_same_logits(exported, their_logits("mine", ids))
 
 
+def test_export_to_a_file(run, llama, tree):
+    """It is refused before the training, not after it."""
+    Path("mine").write_text("a text")
+    files = tree()
+    done = run(SCRIPT, *TRAIN, "--max_iters=6", "--export_dir=mine")
+    assert done.code == 2 and tree() == files
+    assert "--export_dir=mine" in done.err.splitlines()[-1]
+
+
 # ----------------------------------------------------------------------- The tokenizer
 def random_strings(count):
     """Strings of all of Unicode, with letters, digits and spaces more often.
