@@ -673,6 +673,15 @@ def get_shards(folder, manifest, args):
             return
 
 
+def remove_shards(folder, manifest):
+    """Remove shards and manifest, or other options would be refused from now on."""
+    for shard in manifest["shards"]:
+        (folder / shard["file"]).unlink()
+    (folder / "manifest.json").unlink()
+    with suppress(OSError):  # there may be other files in it
+        folder.rmdir()
+
+
 # -------------------------------------------------------------------------------- Main
 def check_space(folder, manifest, args, expected):
     """End the program if the disk is too small for what is still to come."""
@@ -713,10 +722,16 @@ def main():
     if not args.keep:
         shutil.rmtree(folder / "download", ignore_errors=True)
     n = len(manifest["shards"])
-    documents = f"{manifest['documents']:,} documents"
-    print(f"{folder}: {n} shards, {documents}, {manifest['tokens']:,} tokens")
+    tokens = manifest["tokens"]
     if n < 2:
-        sys.exit(f"{folder}: nothing is left to train on; lower --shard_size")
+        remove_shards(folder, manifest)
+        what_to_do = f"use --shard_size={max(1, tokens // 10)} or a longer text"
+        sys.exit(
+            f"{folder}: nothing is left to train on, as the validation shard takes all "
+            f"tokens ({tokens:,}); {what_to_do}"
+        )
+    documents = f"{manifest['documents']:,} documents"
+    print(f"{folder}: {n} shards, {documents}, {tokens:,} tokens")
 
 
 if __name__ == "__main__":

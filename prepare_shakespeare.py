@@ -221,6 +221,9 @@ def read_source(source):
         sys.exit(f"--source={source}: {error}. It must be a text file in UTF-8")
     if not text:
         sys.exit(f"--source={source}: the file is empty")
+    if len(text) == 1:
+        why = "training and validation need at least one each"
+        sys.exit(f"--source={source}: the file has one character; {why}")
     return text
 
 

@@ -286,6 +286,32 @@ def test_only_full_shards(run, tmp_path, encoding):
     assert tokens == [[EOT, 31373] * 2] * 3
 
 
+def test_a_text_without_a_training_shard(run, tmp_path, encoding):
+    """It is refused, and nothing stands in the way of smaller shards."""
+    docs = documents()
+    write_source(tmp_path / "a.jsonl", docs)
+    total = sum(1 + len(encoding.encode_ordinary(doc)) for doc in docs)
+    args = ["--source=a.jsonl", "--name=n"]
+    for shard_size in (total, total + 1, 10**8):
+        out = run(*args, f"--shard_size={shard_size}", code=1)
+        last = out.splitlines()[-1]
+        assert last.startswith(f"{Path('data/n')}: ") and f"{total:,}" in last
+        assert not (tmp_path / "data/n").exists()
+    smaller = re.search(r"--shard_size=(\d+)", last)[1]
+    run(*args, f"--shard_size={smaller}")
+    check(tmp_path / "data/n", docs, encoding, int(smaller))
+
+
+def test_a_text_without_a_training_shard_in_a_folder_with_other_files(
+    run, tmp_path, encoding
+):
+    write_source(tmp_path / "a.jsonl", ["hello"])
+    (tmp_path / "data/n").mkdir(parents=True)
+    (tmp_path / "data/n/notes.txt").write_bytes(b"mine")
+    run("--source=a.jsonl", "--name=n", "--shard_size=1K", code=1)
+    assert contents(tmp_path / "data/n") == {"notes.txt": b"mine"}
+
+
 @pytest.mark.long
 def test_text_that_tiktoken_cannot_take(run, tmp_path, encoding):
     """Half of a surrogate pair is replaced, as by tiktoken; much whitespace is cut."""
@@ -296,8 +322,10 @@ def test_text_that_tiktoken_cannot_take(run, tmp_path, encoding):
         "\u00a0" * 1_200_000,
     ]
     write_source(tmp_path / "a.jsonl", docs)
-    run("--source=a.jsonl", "--name=n", "--shard_size=9M", code=1)  # no training shard
-    tokens = read_shard(tmp_path / "data/n/n_val_000000.bin")
+    run("--source=a.jsonl", "--name=n", "--shard_size=1M")
+    shards = sorted((tmp_path / "data/n").glob("n_train_*.bin"))
+    shards = [tmp_path / "data/n/n_val_000000.bin", *shards]
+    tokens = np.concatenate([read_shard(path) for path in shards])
     found = [
         part.tolist() for part in np.split(tokens, np.flatnonzero(tokens == EOT))[1:]
     ]
@@ -811,7 +839,7 @@ BAD_SOURCES = {
     "not.jsonl.gz": (b"no gzip", "Not a gzipped file"),
     "latin.txt": (b"caf\xe9", "document 1: UnicodeDecodeError"),
     "broken.parquet": (b"PAR1 and so on", "arquet"),
-    "empty.jsonl": (b"", "nothing is left to train on"),
+    "empty.jsonl": (b"", "validation shard"),
 }
 
 

@@ -425,6 +425,7 @@ for env in (
 for name, content, *words in (
     ("gone", None),
     ("empty", b"", "empty"),
+    ("a single character", "é".encode()),
     ("no UTF-8", b"ab\xffcd", "position 2"),
 ):
     before = write("a_file", content) if content is not None else None
