@@ -733,7 +733,7 @@ if batch_size == 0:
 accumulation = per_process // micro_batch_size  # micro-steps per step
 log(
     f"{n_params:,} parameters, {vocab_size} different tokens, {world_size} x {device}, "
-    f"{accumulation} micro-steps of {micro_batch_size} x {block_size} tokens"
+    f"micro-steps of {micro_batch_size} x {block_size} tokens: {accumulation} per step"
 )
 # compiled and wrapped share the weights of model. dynamic=False: compile for one shape
 compiled = model

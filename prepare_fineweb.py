@@ -215,7 +215,7 @@ def verify(folder):
     if errors:
         errors.append("Delete these, then run without --verify: it makes them again")
         sys.exit("\n".join(errors))
-    print(f"{folder}: {len(recorded)} shards are as manifest.json says")
+    print(f"{folder}: the shards ({len(recorded)}) are as manifest.json says")
 
 
 def options_of(args):
@@ -730,8 +730,8 @@ def main():
             f"{folder}: nothing is left to train on, as the validation shard takes all "
             f"tokens ({tokens:,}); {what_to_do}"
         )
-    documents = f"{manifest['documents']:,} documents"
-    print(f"{folder}: {n} shards, {documents}, {tokens:,} tokens")
+    documents = f"documents: {manifest['documents']:,}"
+    print(f"{folder}: {tokens:,} tokens in {n} shards; {documents}")
 
 
 if __name__ == "__main__":

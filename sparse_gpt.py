@@ -1132,7 +1132,7 @@ if batch_size == 0:
 accumulation = per_process // micro_batch_size  # micro-steps per step
 log(
     f"{n_params:,} parameters, {vocab_size} different tokens, {world_size} x {device}, "
-    f"{accumulation} micro-steps of {micro_batch_size} x {block_size} tokens"
+    f"micro-steps of {micro_batch_size} x {block_size} tokens: {accumulation} per step"
 )
 for hop in patterns[pattern]:  # now, as torch.compile cannot trace it
     if hop != Hop(everything):

@@ -222,7 +222,7 @@ def test_sparse_gpt(dry_run, pattern, gpu):
     )
     args += ["--prompt=" + 300 * "a", "--num_samples=1"]
     result = passed(dry_run("sparse_gpt.py", "--max_iters=1", *args, gpu=gpu))
-    assert "1 micro-steps of 2 x 8192 tokens" in result["out"]
+    assert "micro-steps of 2 x 8192 tokens: 1 per step" in result["out"]
     assert "hellaswag 0.3000\n" in result["out"]
     expected = {"efficient"}  # every group of tiles has a mask
     if gpu == "H100":
@@ -504,7 +504,7 @@ def test_automatic_batch_size_is_1_where_nothing_fits(dry_run):
     """The parameters of gpt2-xl alone take 23 GiB in training."""
     args = ["--model_size=gpt2-xl", "--max_iters=0", *SHORT]
     result = passed(dry_run("gpt2_train.py", *args, gpu="4090"))
-    assert "512 micro-steps of 1 x 1024 tokens" in result["out"]
+    assert "micro-steps of 1 x 1024 tokens: 512 per step" in result["out"]
 
 
 # ----------------------------------------------------------------------- Long contexts
