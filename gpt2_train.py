@@ -735,10 +735,10 @@ log(
     f"{n_params:,} parameters, {vocab_size} different tokens, {world_size} x {device}, "
     f"micro-steps of {micro_batch_size} x {block_size} tokens: {accumulation} per step"
 )
-# compiled and wrapped share the weights of model. dynamic=False: compile for one shape
+# compiled and wrapped share the weights of model
 compiled = model
 if compile:
-    compiled = torch.compile(model, dynamic=False)
+    compiled = torch.compile(model, dynamic=False)  # once for each shape of a batch
 wrapped = compiled
 if world_size > 1:
     wrapped = DistributedDataParallel(compiled)

@@ -1137,10 +1137,10 @@ log(
 for hop in patterns[pattern]:  # now, as torch.compile cannot trace it
     if hop != Hop(everything):
         layouts[hop, block_size] = lay_out(hop, math.ceil(block_size / tile))
-# compiled and wrapped share the weights of model. dynamic=False: compile for one shape
+# compiled and wrapped share the weights of model
 compiled = model
 if compile:
-    compiled = torch.compile(model, dynamic=False)
+    compiled = torch.compile(model, dynamic=False)  # once for each shape of a batch
 wrapped = compiled
 if world_size > 1:
     wrapped = DistributedDataParallel(compiled)
