@@ -39,7 +39,7 @@ model_dir = "data/smollm2"  # folder with config.json, tokenizer.json, model.saf
 out_dir = "out/chat"  # folder for the checkpoints best.pt and last.pt
 export_dir = ""  # write the model to this folder, in the format of model_dir
 init_from = "resume"  # from the checkpoints in out_dir, if any; "scratch": start over
-seed = 1337  # for the first weights of LoRA, the batches and the answers
+seed = 1337  # for the initial weights of LoRA, the batches and the answers
 batch_size = 8  # B: conversations per batch
 block_size = 2048  # tokens of a conversation that the model can see
 data_file = ""  # a {"messages": [...]} per line to learn from; empty: Shakespeare
@@ -675,7 +675,7 @@ def estimate_loss():
 
 
 def answer_questions():
-    """Answer questions, of which training should change only the tone."""
+    """Answer the questions. Training should change the tone, not the facts."""
     cached_ids.clear()  # the weights have changed
     for question in questions:
         torch.manual_seed(seed)  # the same random numbers every time
