@@ -31,9 +31,9 @@ RUNS = {
     "tokenizer_200": (11, ["--max_iters=200"]),
     "random_weights": (12, []),
     "real_weights": (13, []),
-    "all_tokens": (20, ["--max_iters=30"]),
-    "answers_only": (21, ["--max_iters=30"]),
-    "lora": (25, ["--max_iters=60"]),
+    "all_tokens": (21, ["--max_iters=30"]),
+    "answers_only": (22, ["--max_iters=30"]),
+    "lora": (26, ["--max_iters=60"]),
 }
 
 
@@ -51,7 +51,7 @@ def run(name, seconds):
         return
     command = [sys.executable, path_of(number), "--device=cpu", *args]
     command.append(f"--out_dir={OUT / name}")
-    if number >= 20:
+    if number >= 21:
         command.append("--max_new_tokens=60")
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     with open(log, "a") as f:
@@ -120,8 +120,8 @@ def main():
     lines += [f"- date: {datetime.date.today()}"]
     lines += [f"- this repository: {commit.strip()} and the steps committed with it"]
     lines += ["", "## Runs", ""]
-    lines += ["val loss: of the text (up to step 19), of all tokens of conversations"]
-    lines += ["(step 20), of their answers (from step 21 on).", ""]
+    lines += ["val loss: of the text (up to step 20), of all tokens of conversations"]
+    lines += ["(step 21), of their answers (from step 22 on).", ""]
     lines += ["| run | step | steps of training | trained | before | val loss |"]
     lines[-1] += " per byte | ms per step | peak MiB | checkpoint MB |"
     lines += ["|" + " --- |" * 10]
