@@ -34,6 +34,7 @@ RUNS = {
     "all_tokens": (21, ["--max_iters=30"]),
     "answers_only": (22, ["--max_iters=30"]),
     "lora": (26, ["--max_iters=60"]),
+    "all_weights": (26, ["--max_iters=60", "--lora_rank=0", "--learning_rate=1e-4"]),
 }
 
 
