@@ -377,7 +377,7 @@ add(LARGE, [(f"{NEW} --n_embd=32", *words)], code=1, trained=True)
 
 # -------------------------------------------------------------------- Nothing to export
 EXPORT = "--max_iters=0 --export_dir=hf"
-for script, dense in (("gpt2_train", ""), ("sparse_gpt", " --pattern=dense")):
+for script, dense in (("gpt2_train", ""), ("sparse_gpt", " --pattern=dense --no-rotary")):
     for flags in ("--out_dir=out/none", "--init_from=scratch"):
         row = (f"{EXPORT} {flags}{dense}", "--export_dir", "--out_dir", "--init_from")
         add([script], [row], code=1, before=import_transformers, trained=True)
