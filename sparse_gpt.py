@@ -12,7 +12,7 @@ skips all the rest.
     python sparse_gpt.py                         on a laptop: 1024 bytes of Shakespeare
     torchrun --nproc_per_node=8 sparse_gpt.py    on 8 GPUs: 8192 tokens of FineWeb-Edu
     python sparse_gpt.py --pattern=dense --out_dir=out/dense          to compare
-    python sparse_gpt.py --show_pattern --block_size=256 --stride=16 --summary=2
+    python sparse_gpt.py --show_pattern --block_size=256 --stride=16
 
 Expect a val loss of about 1.46 after some four minutes on two cores. The chapter is
 docs/sparse_gpt.md.
@@ -61,7 +61,7 @@ total_batch_size = 4096  # tokens per training step, over all processes
 batch_size = 0  # B: sequences a process computes at a time; 0: as many as fit in memory
 block_size = 1024  # T: tokens per sequence
 rotary = True  # positions rotate queries and keys; GPT-2's weights need --no-rotary
-pattern = "fixed"  # who sees whom: a row of patterns, below
+pattern = "strided"  # who sees whom: a row of patterns, below
 stride = 0  # l: positions in a row; 0: about the square root of block_size
 window = 0  # positions that a window holds; 0: two rows
 sinks = 4  # first positions that all later ones see, in "sinks"

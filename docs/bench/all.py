@@ -49,9 +49,7 @@ HISTORY = {
     "mutants": "python docs/bench/mutants.py, which tests the tests",
     "operations": "where the time of a step goes, before and after a change",
     "plain": "what the plainer scripts cost in speed",
-    "sparse": "dense, strided and fixed, before the patterns were written again",
     "short_float32": "short.py --suffix=_float32, on a CPU without bfloat16",
-    "texts_float32": "texts.py, on a CPU without bfloat16 (see its head)",
 }
 
 

@@ -156,8 +156,8 @@ add(
         ("--sinks=0", "--sinks=0", "1"),
         ("--selected=0", "--selected=0", "1"),
         ("--tile=-1", "--tile=-1", "0"),
-        ("--summary=0", "--summary=0", "1", "--stride=4"),
-        ("--summary=5", "--summary=5", "1", "--stride=4"),
+        ("--pattern=fixed --summary=0", "--summary=0", "1", "--stride=4"),
+        ("--pattern=fixed --summary=5", "--summary=5", "1", "--stride=4"),
         ("--n_head=1", "--n_head=1", "even", "--combine=layers"),
         ("--n_embd=10 --n_head=2", "--n_embd=10", "--n_head=2", "even"),
         # GPT-2's weights are those of a dense model with a table of positions
@@ -335,7 +335,7 @@ NOISE = random.Random(1).randbytes(20_000)
 ABOUT_LAST = (str(LAST), "--out_dir")
 OTHERS = {"n_layer": (1, 3), "n_embd": (16, 32), "n_head": (2, 4)}
 OTHERS |= {"block_size": (16, 32), "optimizer": ("muon", "adamw")}
-OTHERS_SPARSE = {"pattern": ("fixed", "strided"), "combine": ("heads", "layers")}
+OTHERS_SPARSE = {"pattern": ("strided", "fixed"), "combine": ("heads", "layers")}
 OTHERS_SPARSE |= {"stride": (4, 5), "summary": (2, 3), "window": (8, 7)}
 for scripts, others in ((TRAINERS, OTHERS), (["sparse_gpt"], OTHERS_SPARSE)):
     for name, (old, new) in others.items():
@@ -377,7 +377,10 @@ add(LARGE, [(f"{NEW} --n_embd=32", *words)], code=1, trained=True)
 
 # -------------------------------------------------------------------- Nothing to export
 EXPORT = "--max_iters=0 --export_dir=hf"
-for script, dense in (("gpt2_train", ""), ("sparse_gpt", " --pattern=dense --no-rotary")):
+for script, dense in (
+    ("gpt2_train", ""),
+    ("sparse_gpt", " --pattern=dense --no-rotary"),
+):
     for flags in ("--out_dir=out/none", "--init_from=scratch"):
         row = (f"{EXPORT} {flags}{dense}", "--export_dir", "--out_dir", "--init_from")
         add([script], [row], code=1, before=import_transformers, trained=True)
