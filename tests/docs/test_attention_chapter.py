@@ -215,6 +215,7 @@ def test_heads_that_look_one_letter_back():
 
 
 # ------------------------------------------------------------------------- What it says
+@pytest.mark.long
 def test_order_makes_no_difference_before_positions():
     """After "the" and "hte": the same prediction in step 7, another one in step 8."""
     for step, equal in (("07", True), ("08", False)):
@@ -250,6 +251,7 @@ def test_random_dot_products_have_variance_hs():
     assert (q * k).sum(dim=1).var().item() == pytest.approx(128, rel=0.05)
 
 
+@pytest.mark.long
 def test_dividing_the_scores_is_dividing_the_weights():
     """Step 5 with smaller weights in query and key starts as step 6 does."""
     five, six = names_of("05"), names_of("06")

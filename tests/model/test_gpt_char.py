@@ -220,7 +220,9 @@ def test_where_the_blocks_add_nothing(load, run, tiny):
                 )
 
 
-@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+@pytest.mark.parametrize(
+    "optimizer", ["muon", pytest.param("adamw", marks=pytest.mark.long)]
+)
 def test_it_learns(run, tiny, optimizer):
     args = [
         *tiny,

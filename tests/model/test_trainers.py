@@ -15,7 +15,6 @@ import torch
 from makers import (
     ARGS,
     LARGE,
-    TRAINERS,
     continued,
     read,
     run_here,
@@ -27,9 +26,12 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 # What is shared is run with two blocks, and in micro-steps of two windows
 MORE = ["--n_layer=2", "--dropout=0.0", "--out_dir=out/run", "--eval_tokens=10000"]
 OPTIMIZERS = ["muon", "adamw"]
+# sparse_gpt.py has this from gpt2_train.py; the long tests see that it still does
+LAST = pytest.param("sparse_gpt", marks=pytest.mark.long)
+WITH_SHARDS = ["gpt2_train", LAST]
 
 
-@pytest.fixture(params=TRAINERS)
+@pytest.fixture(params=["gpt_char", *WITH_SHARDS])
 def script(request, folder, text, monkeypatch):
     """A script to run in a folder with the text, and with shards of its bytes."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -300,7 +302,7 @@ def test_gradient_is_clipped_before_the_step(script, optimizer):
             assert norms == [pytest.approx(expected, rel=1e-4)] and expected > 0.05
 
 
-@pytest.mark.parametrize("script", LARGE, indirect=True)
+@pytest.mark.parametrize("script", WITH_SHARDS, indirect=True)
 def test_float16_is_clipped_by_its_true_gradient(script):
     """Not by the one that is scaled so that it does not underflow."""
     norms = {}
@@ -485,7 +487,7 @@ def test_an_epoch_is_shuffled(script):
     assert windows_of(script, script.load(), range(3)) == epochs[0][:12]
 
 
-@pytest.mark.parametrize("script", LARGE, indirect=True)
+@pytest.mark.parametrize("script", WITH_SHARDS, indirect=True)
 def test_processes_share_the_data(script):
     """Two processes together take the windows of one, in training and evaluation."""
     names = script.load()
@@ -506,7 +508,7 @@ def test_processes_share_the_data(script):
     assert total / count == pytest.approx(loss, rel=1e-6) and sums[0] != sums[1]
 
 
-@pytest.mark.parametrize("script", LARGE, indirect=True)
+@pytest.mark.parametrize("script", WITH_SHARDS, indirect=True)
 def test_muon_shares_its_pieces(script, monkeypatch):
     """Two processes that put together what each has computed equal one process."""
     names = script.load()
