@@ -678,8 +678,8 @@ def positions(args):
     record = Record("positions", args)
     patterns = ("dense", "window", "strided", "fixed")
 
-    def load_form(form, pattern, text="shakespeare"):
-        flags = [*EQUAL_TIME, f"--data_dir=data/{text}/bytes"]
+    def load_form(form, pattern):
+        flags = [*EQUAL_TIME, "--data_dir=data/shakespeare/bytes"]
         if form != "rotary":
             flags.append("--no-rotary")
         script = load(pattern, 1024, *flags)
@@ -694,28 +694,25 @@ def positions(args):
                 scripts[f"{form} {pattern}"] = load_form(form, pattern)
         record.add("pace", ms=time_in_turn(scripts))
     pace = record.runs()["pace"]["ms"]
-    for text in TEXTS:
-        for pattern in patterns:
-            for form in FORMS:
-                name = f"{text} {form} {pattern}"
-                if not record.wants(name):
-                    continue
-                steps = round(1000 * args.seconds / pace[f"{form} {pattern}"])
-                script = load_form(form, pattern, text)
-                train_on(script, steps, 1e-2)
-                loss = losses_of(script, text, "second", 1024).mean().item()
-                record.add(name, steps=steps, loss=loss)
-    runs = record.runs()
-    tables = {}
-    for text in TEXTS:
-        rows = [["", *patterns]]
+    for pattern in patterns:
         for form in FORMS:
-            row = [form]
-            for pattern in patterns:
-                run = runs.get(f"{text} {form} {pattern}")
-                row.append(f"{run['loss']:.3f}" if run else "")
-            rows.append(row)
-        tables[f"{text}: loss at equal time"] = rows
+            name = f"shakespeare {form} {pattern}"
+            if not record.wants(name):
+                continue
+            steps = round(1000 * args.seconds / pace[f"{form} {pattern}"])
+            script = load_form(form, pattern)
+            train_on(script, steps, 1e-2)
+            loss = losses_of(script, "shakespeare", "second", 1024).mean().item()
+            record.add(name, steps=steps, loss=loss)
+    runs = record.runs()
+    rows = [["", *patterns]]
+    for form in FORMS:
+        row = [form]
+        for pattern in patterns:
+            run = runs.get(f"shakespeare {form} {pattern}")
+            row.append(f"{run['loss']:.3f}" if run else "")
+        rows.append(row)
+    tables = {"Shakespeare: loss at equal time": rows}
     rows = [["", *patterns]]
     for form in FORMS:
         times = [pace[f"{form} {pattern}"] for pattern in patterns]
