@@ -638,9 +638,9 @@ def equal_time(args):
             for cut in CUTS:
                 row.append(f"{statistics.mean(v[f'cut {cut}'] for v in found):.3f}")
             cuts.append(row)
-        tables[f"{text}: loss at equal time"] = rows
-        tables[f"{text}: loss by position"] = places
-        tables[f"{text}: loss with the context cut"] = cuts
+        tables[f"Loss at equal time, {text}"] = rows
+        tables[f"Loss by position, {text}"] = places
+        tables[f"Loss with the context cut, {text}"] = cuts
     seeds = max(1, len([s for s in SEEDS if f"{TEXTS[-1]} selection {s}" in runs]))
     notes = f"""
 A model of 3 layers, 64 channels, 2 heads at T = 1,024, trained for as many steps of
@@ -712,7 +712,7 @@ def positions(args):
             run = runs.get(f"shakespeare {form} {pattern}")
             row.append(f"{run['loss']:.3f}" if run else "")
         rows.append(row)
-    tables = {"Shakespeare: loss at equal time": rows}
+    tables = {"Loss at equal time, shakespeare": rows}
     rows = [["", *patterns]]
     for form in FORMS:
         times = [pace[f"{form} {pattern}"] for pattern in patterns]
