@@ -46,6 +46,7 @@ PROCESSES = "tests/runs/test_gpt2_distributed.py"
 
 
 OPTIONS = ["-x", "-q", "--no-header", "--tb=no", "-p", "no:cacheprovider"]
+OPTIONS += ["-m", "long or not long"]  # some of sparse_gpt.py are long ones
 NAMES = ["gpt_char", "gpt2_train", "sparse_gpt"]  # in the names of their tests
 
 

@@ -275,6 +275,7 @@ MISPLACED = {  # the text that is replaced, by what
         ),
         ("positions.clip(max=T - 1)).to(device)", "positions.clip(max=T - 1))"),
         ("q_group = q_group.reshape", "q_group = q_group.double().reshape"),
+        ("torch.arange(0, hs, 2, device=device)", "torch.arange(0, hs, 2)"),
     ],
 }
 
