@@ -196,8 +196,11 @@ def save_manifest(folder, manifest):
 
 def verify(folder):
     """Check all shards of a folder against its manifest."""
-    recorded = {shard["file"]: shard for shard in read_manifest(folder)["shards"]}
+    manifest = read_manifest(folder)
+    recorded = {shard["file"]: shard for shard in manifest["shards"]}
     present = {path.name for path in folder.glob("*.bin")}
+    if not manifest["complete"]:  # an interrupted run may have left the next one
+        present.discard(shard_path(folder, len(recorded)).name)
     errors = []
     for name in sorted(recorded.keys() | present):
         path = folder / name

@@ -546,6 +546,25 @@ def test_verify(run, tmp_path, encoding):
     assert "manifest.json" in run("--name=other", "--verify", code=1)
 
 
+def test_a_shard_that_an_interruption_left(run, tmp_path, encoding):
+    """Written, but not recorded yet: no damage, and the next run makes it again."""
+    write_source(tmp_path / "a.jsonl", documents())
+    args = ["--source=a.jsonl", "--name=n", "--shard_size=1K"]
+    run(*args)
+    folder = tmp_path / "data/n"
+    before = contents(folder)
+    manifest = json.loads(before["manifest.json"])
+    manifest["complete"] = False
+    del manifest["shards"][3:]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    for path in folder.glob("n_train_*.bin"):
+        if int(path.stem[-6:]) > 3:
+            path.unlink()
+    run("--name=n", "--verify")
+    run(*args)
+    assert contents(folder) == before
+
+
 # ------------------------------------------------------------------------------ The Hub
 class StandIn(http.server.BaseHTTPRequestHandler):
     """Speaks enough of the Hub's language, and plays a list of faults meanwhile."""
