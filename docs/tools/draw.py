@@ -26,6 +26,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.patches import Patch
+from matplotlib.transforms import ScaledTranslation
 
 DOCS = Path(__file__).resolve().parents[1]
 plt.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "", "font.size": 12}
@@ -122,14 +123,27 @@ def frame(axes, x, y, width, height, color="black"):
     axes.add_patch(plt.Rectangle((x, y), width, height, **style))
 
 
+SHOWN = {" ": "␣", "\n": "↵"}
+
+
+def lift_spaces(axes):
+    """Move the sign of a space up: below its line it seems to be the next row's."""
+    up = ScaledTranslation(0, 4 / 72, axes.figure.dpi_scale_trans)
+    for label in [*axes.get_xticklabels(), *axes.get_yticklabels()]:
+        if label.get_text() == SHOWN[" "]:
+            label.set_transform(label.get_transform() + up)
+
+
 def letters(axes, columns, rows):
     """Label the cells of a matrix by characters, the columns on top."""
-    show = {" ": "␣", "\n": "↵"}
     axes.set_xticks(
-        [i + 0.5 for i in range(len(columns))], [show.get(c, c) for c in columns]
+        [i + 0.5 for i in range(len(columns))], [SHOWN.get(c, c) for c in columns]
     )
-    axes.set_yticks([i + 0.5 for i in range(len(rows))], [show.get(c, c) for c in rows])
+    axes.set_yticks(
+        [i + 0.5 for i in range(len(rows))], [SHOWN.get(c, c) for c in rows]
+    )
     axes.xaxis.tick_top()
+    lift_spaces(axes)
     axes.invert_yaxis()
     axes.tick_params(length=0, labelsize=9)
     axes.set_aspect("equal")
@@ -172,12 +186,14 @@ def bigram():
         axes.set_xlabel("... comes this one", labelpad=6)
         axes.set_title(title, pad=10, fontsize=15, weight="bold", color=color)
     both[0].set_ylabel("after this letter ...")
-    words = "in percent, from 5 up; ␣ is a space.\nFramed: how “the␣” is written"
+    at = dict(ha="center", va="center", fontsize=20, transform=both[1].transAxes)
+    both[1].text(-0.11, 1.29, "≈", **at).set_in_layout(False)
+    words = "in percent, below 5 not shown; ␣ is a space.\n"
+    words += "Framed: how “the␣” is written"
     figure.supxlabel(words, fontsize=12)
     save(figure, "bigram", "The table of pairs of characters, counted and learned")
 
 
-SHOWN = {" ": "␣", "\n": "↵"}
 SIGNS = "blue: +, red: −"  # the colors of strip
 HEAD = 2  # the head of v2_attention.py that the chapter follows, from 0
 
@@ -200,6 +216,7 @@ def strip(axes, matrix, title, color, rows):
     axes.set_yticks(range(len(rows)), rows)
     axes.set_xticks([])
     axes.tick_params(length=0, labelsize=12)
+    lift_spaces(axes)
     axes.spines[:].set_visible(True)
     axes.set_title(title, color=color, fontsize=13)
 
@@ -208,26 +225,32 @@ def qkv():
     """Where the queries, keys and values of a line of text come from."""
     text, x, every_head = one_line()
     q, k, v = every_head[HEAD]
-    figure = plt.figure(figsize=(4.9, 5.6))
+    figure = plt.figure(figsize=(4.9, 5.8))
     left, width = 0.06, 0.92
-    top = figure.add_axes((left, 0.61, width, 0.33))
-    strip(top, x, "x: 128 numbers for each letter", "black", text)
-    parts = (("query", "Q", q, BLUE), ("key", "K", k, ORANGE), ("value", "V", v, GREEN))
-    for n, (layer, letter, matrix, color) in enumerate(parts):
+    top = figure.add_axes((left, 0.62, width, 0.32))
+    strip(top, x, "x: 128 numbers for each letter ...", "black", text)
+    parts = (
+        ("query", "Q", q, BLUE, LIGHT_BLUE),
+        ("key", "K", k, ORANGE, LIGHT_ORANGE),
+        ("value", "V", v, GREEN, LIGHT_GREEN),
+    )
+    for n, (layer, letter, matrix, color, fill) in enumerate(parts):
         start = left + n * (width - width / 4) / 2
         # A quarter as wide as x, as its rows have a quarter as many numbers
-        axes = figure.add_axes((start, 0.08, width / 4, 0.33))
+        axes = figure.add_axes((start, 0.12, width / 4, 0.32))
         strip(axes, matrix, "", color, text)
-        axes.set_title(f"{letter}: 32 each", color=color, fontsize=13, weight="bold")
+        axes.set_title(letter, color=color, fontsize=14, weight="bold")
         middle = start + width / 8
-        words = dict(color=color, fontsize=13, ha="center", va="center", weight="bold")
-        figure.text(middle, 0.535, f"self.{layer}", **words)
+        line = dict(arrowstyle="simple,head_width=1.2,head_length=0.8,tail_width=0.3")
+        line |= dict(color=color, linewidth=0, shrinkA=0, shrinkB=0)
         at = dict(xycoords="figure fraction", textcoords="figure fraction")
-        for begin, end in ((0.6, 0.56), (0.515, 0.465)):
-            style = "->" if end < 0.5 else "-"
-            line = dict(arrowstyle=style, color=color, linewidth=2)
-            top.annotate("", (middle, end), (middle, begin), arrowprops=line, **at)
-    figure.text(left + width / 2, 0.02, SIGNS, ha="center")
+        top.annotate("", (middle, 0.485), (middle, 0.612), arrowprops=line, **at)
+        words = dict(fontsize=13, ha="center", va="center", weight="bold")
+        words["bbox"] = dict(facecolor=fill, edgecolor=color, boxstyle="round,pad=0.3")
+        figure.text(middle, 0.563, f"self.{layer}", **words)
+    words = f"... become three times {q.shape[1]}, in head {HEAD + 1}"
+    figure.text(left + width / 2, 0.07, words, ha="center", fontsize=13)
+    figure.text(left + width / 2, 0.02, SIGNS, ha="center", color="#555555")
     save(figure, "qkv", "The queries, keys and values of a line, made from its vectors")
 
 
@@ -251,6 +274,7 @@ def cells(axes, matrix, text, title, limits, words):
     axes.set_yticks(range(T), text)
     axes.xaxis.tick_top()
     axes.tick_params(length=0, labelsize=13)
+    lift_spaces(axes)
     axes.spines[:].set_visible(False)
     axes.set_title(title, fontsize=14, weight="bold")
 
@@ -292,27 +316,30 @@ def attention():
     )
     for name, shape, size in (
         ("attention", (2, 2), (7.8, 8.6)),
-        ("attention_narrow", (4, 1), (4.4, 18.4)),
+        ("attention_narrow", (4, 1), (4.4, 11.6)),  # lower, to see more at once
     ):
+        narrow = shape[1] == 1
         figure, all_axes = plt.subplots(*shape, figsize=size, layout="constrained")
-        figure.get_layout_engine().set(h_pad=0.12)
+        figure.get_layout_engine().set(h_pad=0.06 if narrow else 0.12)
         *first, last = all_axes.flat
         for axes, panel in zip(first, panels):
             title, matrix, limits, words = panel
             cells(axes, matrix, text, title, limits, words)
-            axes.set_xlabel("the letter that is looked at")
+            if axes is first[0] or not narrow:
+                axes.set_xlabel("the letter that is looked at\n(strong colour: high)")
         strip(last, output, "", "black", text)
         last.set_title("4. output: weights · V", fontsize=14, weight="bold")
         last.tick_params(labelsize=13)
-        last.set_box_aspect(1)
         last.set_xlabel(f"32 numbers for each letter\n({SIGNS})")
         for axes in all_axes.flat:
             columns = T if axes is not last else output.shape[1]
             frame(axes, -0.5, row - 0.5, columns, 1)
             axes.get_yticklabels()[row].set_weight("bold")
-        for axes in all_axes.reshape(shape)[:, 0]:
-            if axes is not last:
-                axes.set_ylabel("the letter that looks")
+            axes.set_aspect("auto")
+            if not narrow:
+                axes.set_box_aspect(1)
+        for axes in [last, *all_axes.reshape(shape)[:, 0]]:
+            axes.set_ylabel("the letter that looks")
         save(figure, name, "Scores, masked scores, weights and output for a line")
 
 
@@ -321,32 +348,30 @@ def heads():
     text, _, every_head = one_line()
     T = len(text)
     row = text.index("h")
-    figure, all_axes = plt.subplots(2, 2, figsize=(4.9, 6.2), layout="constrained")
+    figure, all_axes = plt.subplots(2, 2, figsize=(4.9, 5.9), layout="constrained")
     figure.get_layout_engine().set(h_pad=0.1)
     for n, (axes, (q, k, _)) in enumerate(zip(all_axes.flat, every_head), start=1):
         weights = weights_of(q @ k.T / q.shape[1] ** 0.5)
-        distances = [np.diagonal(weights, -far).mean() for far in range(4)]
-        order = np.argsort(distances)[::-1]
-        words = ("itself", "one back", "two back", "three back")
-        title = f"head {n}:\n{words[order[0]]}"
-        if distances[order[0]] < 0.6:
-            title += f" or {words[order[1]].removesuffix(' back')}"
         shown = np.ma.masked_invalid(weights)
         axes.imshow(shown, cmap="Oranges", vmin=0, vmax=1, interpolation="none")
         frame(axes, -0.5, row - 0.5, row + 1, 1)
-        most = [
-            j for j in np.argsort(-weights[row, : row + 1]) if weights[row, j] > 0.1
-        ]
-        looks = f"{text[row]} looks at\n{', '.join(text[j] for j in most)}"
-        place = (0.74 * T - 0.5, 0.2 * T - 0.5)
-        axes.text(*place, looks, ha="center", va="center", weight="bold")
+        most = []
+        for j in np.argsort(-weights[row, : row + 1]):
+            if weights[row, j] > 0.1:
+                most.append({SHOWN[" "]: "space"}.get(text[j], text[j]))
+        if most == [text[row]]:
+            most = ["itself"]
+        place = (0.72 * T - 0.5, 0.2 * T - 0.5)
+        at = dict(ha="center", va="center", fontsize=13, weight="bold")
+        axes.text(*place, f"{text[row]} looks at\n{', '.join(most)}", **at)
         axes.set_xticks(range(T), text)
         axes.set_yticks(range(T), text)
         axes.get_yticklabels()[row].set_weight("bold")
         axes.xaxis.tick_top()
         axes.tick_params(length=0, labelsize=12)
+        lift_spaces(axes)
         axes.spines[:].set_visible(False)
-        axes.set_title(title, fontsize=13)
+        axes.set_title(f"head {n}", fontsize=13)
     figure.supylabel("the letter that looks", fontsize=12)
     words = "the letter that is looked at\n(strong colour: much weight)"
     figure.supxlabel(words, fontsize=12)
@@ -363,7 +388,7 @@ def samples():
     known |= {"a", "i", "o"}
     columns = 46
     style = f'fill="{GREEN}" font-weight="bold"'
-    out = [f'<text x="8" y="24" {style}>green: words that the text has, too</text>']
+    out = [f'<text x="8" y="24" {style}>green: words of Shakespeare</text>']
     y = 62
     *_, last = run["samples"]
     for step, sample in run["samples"].items():
@@ -402,45 +427,52 @@ def samples():
 
 def shapes():
     """The shapes through attention: (B, T, C) to (B, nh, T, hs) and back."""
-    figure, axes = sheet(47, 68)
+    figure, axes = sheet(47, 70)
     four = [LIGHT_BLUE, LIGHT_ORANGE, LIGHT_GREEN, LIGHT_PURPLE]
     center = 15
+    hs, C = 2.2, 8.8  # widths
 
-    def heads_of(x, y, width):
+    def heads_of(x, y):
         """A matrix whose columns belong to four heads."""
         for i, color in enumerate(four):
-            box(axes, x + i * width, y, width, 6, color)
+            box(axes, x + i * hs, y, hs, 6, color)
 
     def shape(y, words):
         style = dict(va="center", ha="right", fontsize=13, weight="bold")
         axes.text(46.5, y + 3, words, **style)
 
-    def step(y, words):
+    def step(y, words, family="monospace"):
         arrow(axes, (center, y + 5.4), (center, y + 0.8))
-        axes.text(center + 1.7, y + 3.1, words, va="center", family="monospace")
+        axes.text(center + 1.7, y + 3.1, words, va="center", family=family)
 
-    box(axes, center - 6, 60, 12, 6, LIGHT_GREY, "x", 14)
+    edge = dict(ha="center", va="center", fontsize=13, color="#555555")
+    box(axes, center - C / 2, 60, C, 6, LIGHT_GREY, "x", 14)
+    axes.text(center - C / 2 - 1.3, 63, "T", **edge)
+    axes.text(center, 67.5, "C", **edge)
     shape(60, "(B, T, C)")
     step(53.7, "c_attn, split")
     for n, name in enumerate("qkv"):
         middle = center + 9.9 * (n - 1)
         axes.text(middle, 51.2, name, ha="center", weight="bold", fontsize=14)
-        heads_of(middle - 4.4, 44, 2.2)
+        heads_of(middle - C / 2, 44)
     shape(44, "(B, T, C)\neach")
     step(37.7, "view, transpose")
     for i, color in enumerate(four):
-        x = 0.5 + 7.6 * i
+        middle = center + 7.5 * (i - 1.5)
         for n, name in enumerate("qkv"):
-            box(axes, x + 2.2 * n, 31, 2, 6, color, name)
-        axes.text(x + 3.2, 28.3, f"head {i + 1}", ha="center")
-        box(axes, x + 2.2, 15.3, 2, 6, color)
+            box(axes, middle + hs * (n - 1.5), 31, hs, 6, color, name)
+        axes.text(middle, 28.3, f"head {i + 1}", ha="center")
+        box(axes, middle - hs / 2, 15.3, hs, 6, color)
+        if i == 0:
+            axes.text(middle - hs / 2 - 1.3, 18.3, "T", **edge)
+            axes.text(middle, 22.8, "hs", **edge)
     shape(31, "(B, nh, T, hs)\neach")
-    step(22, "attention, each head alone")
+    step(22, "attention, each head alone", "sans-serif")
     shape(15.3, "(B, nh, T, hs)")
     step(9, "transpose, reshape")
-    heads_of(center - 6, 2.6, 3)
+    heads_of(center - C / 2, 2.6)
     shape(2.6, "(B, T, C)")
-    axes.text(center, -1, "nh heads of hs numbers: C = nh · hs", ha="center")
+    axes.text(23.5, -1.2, "nh heads of hs numbers: C = nh · hs", ha="center")
     save(figure, "shapes", "The shapes of tensors through attention, with four heads")
 
 
@@ -451,20 +483,30 @@ def schedule():
     get_lr = names["get_lr"]
     get_lr.__globals__["max_iters"] = last_step  # instead of 0
     peak = max(range(last_step), key=get_lr)
-    style = dict(sharey=True, width_ratios=(1, 3), layout="constrained")
-    figure, (start, whole) = plt.subplots(1, 2, figsize=(4.9, 3.9), **style)
+    style = dict(sharey=True, width_ratios=(1, 2.2), layout="constrained")
+    figure, (start, whole) = plt.subplots(1, 2, figsize=(4.9, 4.1), **style)
     for axes, steps in ((start, range(peak + 1)), (whole, range(peak, last_step + 1))):
         axes.plot(steps, [get_lr(step) for step in steps], color=GREEN, linewidth=3)
         axes.grid()
         axes.set_xlabel("step")
     start.set(xlim=(0, peak), xticks=[0, peak], ylabel="learning rate")
-    start.set(ylim=(0, 0.0165), yticks=[0, 0.005, 0.01, 0.015])
-    start.set_title(f"up:\n{peak} steps", weight="bold", fontsize=13, color=GREEN)
+    heights = (0, 0.005, 0.01, 0.015)
+    start.set_yticks(heights, [f"{height:g}" for height in heights])
+    start.set_ylim(0, 0.0165)
+    start.plot(0, get_lr(0), "o", color=GREEN, markersize=9, clip_on=False, zorder=3)
+    start.text(0.45, get_lr(0) - 0.0008, f"{get_lr(0):g}", color=GREEN)
+    style = dict(weight="bold", fontsize=13, color=GREEN)
+    start.set_title(f"up: first {peak}\nsteps, stretched", **style)
     whole.set_xlim(peak, last_step)
     ticks = range(1000, last_step + 1, 1000)
     whole.set_xticks(ticks, [f"{step:,}" for step in ticks])
-    title = f"down in a straight line:\n{last_step - peak:,} steps"
-    whole.set_title(title, weight="bold", fontsize=13, color=GREEN)
+    whole.set_title(f"down in a line:\n{last_step - peak:,} steps", **style)
+    whole.spines["left"].set_visible(False)
+    whole.tick_params(axis="y", length=0)
+    slash = dict(marker=[(-0.6, -1), (0.6, 1)], markersize=13, color="black")
+    slash |= dict(linestyle="none", clip_on=False, zorder=4)
+    for axes, edge in ((start, 1), (whole, 0)):  # the axis is broken
+        axes.plot(edge, 0, transform=axes.transAxes, **slash)
     save(figure, "schedule", "The learning rate of gpt_char.py over its steps")
 
 
@@ -473,35 +515,54 @@ def worth():
     report = (DOCS / "bench/steps_gpt_char.json").read_text(encoding="utf-8")
     measured = json.loads(report)["steps"]
     text = (DOCS / "gpt_char.md").read_text(encoding="utf-8")
-    titles = re.findall(r"^## (\d+)\. (.+)$", text, re.M)
-    losses = {int(name[:2]): row["val loss"] for name, row in measured.items()}
-    rows = [("v2_attention.py", losses[0][0])]
-    for number, title in titles:
-        found = losses[int(number)]
-        if found and abs(found[0] - rows[-1][1]) > 0.0005:  # steps that change it
-            rows.append((f"{number}. {title.split(':')[0]}", found[0]))
-    figure, axes = plt.subplots(figsize=(4.9, 0.3 * len(rows) + 0.7))
-    before = rows[0][1]
-    for y, (title, loss) in enumerate(rows):
+    titles = dict(re.findall(r"^## (\d+)\. (.+)$", text, re.M))
+    rows = []  # number, loss before, loss
+    for name, row in measured.items():
+        if not row["val loss"]:
+            continue
+        loss = row["val loss"][0]
+        number = int(name[:2])
+        before = rows[-1][2] if rows else loss
+        rows.append((number, before, loss))
+    groups = {1: "architecture", 7: "optimizer", 28: "sizes"}  # where they begin
+    notes = {7: "back to plain, on purpose", 28: "larger: pays after 4,000 steps"}
+    figure, axes = plt.subplots(figsize=(4.9, 5.3))
+    y = 0
+    above = None  # the bar before
+    for number, before, loss in rows:
         change = loss - before
+        if number in groups:
+            style = dict(va="center", color="#555555", weight="bold")
+            axes.text(1.3, y + 0.2, groups[number], **style)
+            y += 1.2
+        if number and abs(change) <= 0.02:  # chance is nearly as large
+            continue
+        title = "v2_attention.py"
+        if number:
+            title = f"{number}. {titles[str(number)].split(':')[0]}"
         color = "black"
         if change:
             color = GREEN if change < 0 else RED
-        weight = "bold" if abs(change) > 0.2 else "normal"
-        if y:
-            axes.plot([before, before], [y - 1, y], color=GREY, linewidth=1, zorder=0)
+        if above is not None:
+            axes.plot([before, before], [above, y], color=GREY, linewidth=1, zorder=0)
         bar = dict(height=0.64, color=color, edgecolor=color, linewidth=1.5)
         axes.barh(y, change, left=before, **bar)
+        weight = "bold" if abs(change) > 0.2 else "normal"
         style = dict(va="center", weight=weight)
         axes.text(1.66, y, f"{loss:.3f}", ha="right", color=color, **style)
+        end = max(before, loss) + 0.05
         if abs(change) > 1:  # room for the words in the bar
             middle = (before + loss) / 2
             style |= dict(color="white", fontsize=11)
             axes.text(middle, y, title, ha="center", **style)
         else:
-            axes.text(max(before, loss) + 0.05, y, title, **style)
-        before = loss
-    axes.set(yticks=[], ylim=(len(rows) - 0.4, -0.7), xlim=(1.39, 3.85))
+            axes.text(end, y, title, **style)
+        above = y
+        if number in notes:
+            y += 0.75
+            axes.text(end, y, notes[number], va="center", color=RED)
+        y += 1
+    axes.set(yticks=[], ylim=(y - 0.3, -0.7), xlim=(1.29, 3.75))
     axes.set_xticks([2, 2.5, 3])
     axes.set_xlabel("val loss after 300 steps; green: lower, red: higher")
     axes.spines["left"].set_visible(False)
@@ -523,7 +584,7 @@ def architecture():
         ),
         (
             "LayerNorm, attention",
-            "x = x + self.attn(self.ln_1(x))",
+            "self.attn(self.ln_1(x))",
             "positions talk to each other",
             LIGHT_ORANGE,
             376,
@@ -531,7 +592,7 @@ def architecture():
         ),
         (
             "LayerNorm, MLP",
-            "x = x + self.mlp(self.ln_2(x))",
+            "self.mlp(self.ln_2(x))",
             "each position thinks",
             LIGHT_GREEN,
             238,
@@ -558,8 +619,8 @@ def architecture():
         '<path d="M0 0 L8 4 L0 8 z"/></marker></defs>',
         '<rect x="4" y="168" width="352" height="314" rx="8" fill="none" '
         'stroke="#666666" stroke-dasharray="6 4"/>',
-        '<text x="82" y="188" font-weight="bold">Block, n_layer times:</text>',
-        '<text x="82" y="207" font-size="13" font-family="monospace" '
+        '<text x="82" y="186" font-weight="bold">Block, n_layer times:</text>',
+        '<text x="82" y="204" font-size="13" font-family="monospace" '
         'fill="#333333">for block in self.h: x = block(x)</text>',
     ]
 
@@ -591,7 +652,7 @@ def architecture():
             )
         if does:  # reads the stream below, adds to it above
             out.append(f'<text {at} y="{y + 63}" font-size="14">{does}</text>')
-            below, above = y + height + 14, y - 14
+            below, above = y + height + 14, y - 20
             line((stream, below), (middle, below), (middle, y + height + 1))
             line((middle, y), (middle, above), (stream + 12, above))
             out.append(
@@ -599,9 +660,11 @@ def architecture():
                 f'stroke="{PURPLE}" stroke-width="2.5"/>'
                 f'<text x="{stream}" y="{above + 5}" '
                 'text-anchor="middle" font-weight="bold">+</text>'
+                f'<text x="{stream + 18}" y="{above + 15}" fill="{PURPLE}" '
+                'font-size="13" font-family="monospace">x = x + ...</text>'
             )
     style = f'fill="{PURPLE}" font-weight="bold"'
-    for y in (501, 346, 160):
+    for y in (501, 342, 160):
         out.append(f'<text x="{stream + 12}" y="{y}" {style}>(B, T, C)</text>')
     out.append(
         f'<text transform="rotate(-90 34 325)" x="34" y="325" font-size="17" {style} '
@@ -619,8 +682,8 @@ def muon():
     top, low = figure.subfigures(2, 1, height_ratios=(2.9, 3))
     both = top.subplots(1, 2)
     for axes, ((a, b), (c, d)), title, color, factors in (
-        (both[0], ((3, 2), (2, 3)), "the gradient", BLUE, ("5 times", "once")),
-        (both[1], ((1, 0), (0, 1)), "Muon's update", PURPLE, ("once", "once")),
+        (both[0], ((3, 2), (2, 3)), "the gradient", BLUE, ("× 5", "× 1")),
+        (both[1], ((1, 0), (0, 1)), "Muon's update", PURPLE, ("× 1", "× 1")),
     ):
         image = [(a * x + b * y, c * x + d * y) for x, y in circle]
         axes.plot(*zip(*image), color=color, linewidth=2.5)
@@ -629,9 +692,9 @@ def muon():
             x, y = math.sqrt(0.5), sign * math.sqrt(0.5)
             end = (a * x + b * y, c * x + d * y)
             arrow(axes, (0, 0), end, color)
-            at = dict(color=color, va="center", fontsize=13)
-            if factor == "5 times":
-                axes.text(1.9, 3.9, factor, ha="right", weight="bold", **at)
+            at = dict(color=color, va="center", fontsize=14, weight="bold")
+            if factor == "× 5":
+                axes.text(1.2, 2.9, factor, ha="right", **at)
             else:
                 axes.text(0.95, 1.2 * sign, factor, **at)
         axes.set(xlim=(-3.9, 3.9), ylim=(-3.9, 4.3), aspect="equal")
@@ -649,11 +712,13 @@ def muon():
     real.axhline(1, color=PURPLE, linewidth=2.5)
     real.text(64, 0.93, "Muon's update: 1 for all", color=PURPLE, ha="center", va="top")
     half = round(values[0] / statistics.median(values))
-    words = f"a real gradient (step 14):\nhalf of them below 1/{half}"
+    words = f"half of them below 1/{half}\nof the largest"
     real.text(64, 0.14, words, color=BLUE, ha="center", va="bottom")
+    title = f"all {len(values)} directions of a real gradient"
+    real.set_title(title, fontsize=13, weight="bold")
     real.set(ylim=(0, 1.1), xlim=(1, len(values)), yticks=[0, 0.5, 1])
     real.set_xticks([1, 32, 64, 96, 128])
-    real.set_xlabel("its 128 directions, by size")
+    real.set_xlabel("directions, by size")
     real.set_ylabel("factor (largest: 1)")
     save(figure, "muon", "A gradient and Muon's update: how far each direction moves")
 
@@ -663,33 +728,37 @@ def overfitting():
     report = (DOCS / "bench/effects.json").read_text(encoding="utf-8")
     runs = json.loads(report)["runs"]
     figure, axes = plt.subplots(figsize=(4.9, 4.4), layout="constrained")
-    for name, color, label, width, val_at, train_at in (
-        ("small text", RED, "no dropout", 3.5, (1060, 3.0), (940, 0.45)),
-        ("small text, dropout 0.2", GREEN, "dropout", 2, (1590, 2.02), (1590, 1.3)),
+    for name, color, width in (
+        ("small text", RED, 3.5),
+        ("small text, dropout 0.2", GREEN, 2),
     ):
-        output = runs[name]["output"]
         pattern = r"step +(\d+) \| train loss (\S+) \| val loss (\S+)"
-        lines = re.findall(pattern, output)
+        lines = re.findall(pattern, runs[name]["output"])
         steps, train, val = zip(*((int(s), float(a), float(b)) for s, a, b in lines))
-        last = int(re.search(r"max_iters=(\d+)", runs[name]["flags"])[1])
-        final = float(re.search(r"final val loss (\S+)", output)[1])
-        at = dict(color=color, ha="right", va="center", fontsize=13)
-        axes.plot([*steps, last], [*val, final], color=color, linewidth=width)
+        axes.plot(steps, val, color=color, linewidth=width)
         axes.plot(steps, train, color=color, linewidth=1.5, linestyle="--")
-        weight = "bold" if width > 3 else "normal"
-        axes.text(*val_at, f"{label}: val", weight=weight, **at)
-        axes.text(*train_at, f"{label}: train", **at)
         if color == RED:
             axes.fill_between(steps, train, val, color=RED, alpha=0.12, linewidth=0)
             low = min(zip(val, steps))
             axes.plot(low[1], low[0], "o", color=RED, markersize=9)
             words = f"lowest: {low[0]:.2f}"
-            axes.text(low[1] + 20, low[0] + 0.45, words, color=RED, ha="center")
-            at["weight"] = "bold"
-            axes.text(1590, 2.42, "overfitting", **at)
+            axes.text(low[1] + 20, low[0] + 0.27, words, color=RED, ha="center")
+            last, ends = steps[-1], (train[-1], val[-1])
+    at = dict(ha="right", va="center", fontsize=13)
+    axes.text(0.64 * last, 2.95, "no dropout", color=RED, weight="bold", **at)
+    words = "with dropout:\nclose together"
+    axes.text(0.985 * last, 1.17, words, color=GREEN, **at)
+    axes.text(0.985 * last, 4.15, "solid: val, dashed: train", color="#444444", **at)
+    style = dict(arrowstyle="<->", color=RED, linewidth=2, shrinkA=0, shrinkB=0)
+    x = 1.03 * last
+    axes.annotate(
+        "", (x, ends[0]), (x, ends[1]), arrowprops=style, annotation_clip=False
+    )
+    style = dict(color=RED, weight="bold", fontsize=14, rotation=90, va="center")
+    axes.text(1.05 * last, sum(ends) / 2, "overfitting: the gap", **style)
     axes.set(xlabel="step", ylabel="loss on a text of 30 KB", ylim=(0, 4.4))
     axes.set_xlim(0, last)
-    axes.set_xticks(range(0, last + 1, 400))
+    axes.set_xticks(range(0, last + 1, 500))
     axes.grid()
     save(figure, "overfitting", "Loss on a short text, with and without dropout")
 
@@ -729,10 +798,10 @@ def patterns():
     framed = 27
     names = sparse(T, stride, summary, tile=6)
     out = [
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 614 690" width="500" '
-        'font-family="sans-serif" font-size="22">',
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 642 694" width="500" '
+        'font-family="sans-serif" font-size="23">',
         "<title>Which positions attend to which: dense, strided and fixed</title>",
-        '<rect width="614" height="690" fill="#ffffff"/>',
+        '<rect width="642" height="694" fill="#ffffff"/>',
         "<defs>",
     ]
     # What is seen in both hops looks like what is seen in the first
@@ -740,7 +809,7 @@ def patterns():
         "a1": BLUE,
         "a2": "#d9822b",
         "both": BLUE,
-        "none": "#dddddd",
+        "none": "#b8b8b8",
     }.items():
         out.append(f'<rect id="{name}" width="7" height="7" fill="{color}"/>')
     out.append("</defs>")
@@ -748,15 +817,18 @@ def patterns():
         hops = names["patterns"][name]
         first = seen_by(names, hops[0], T)
         last = seen_by(names, hops[-1], T)
-        left, top = 8 + 312 * (n % 2), 28 + 350 * (n // 2)
+        left, top = 34 + 308 * (n % 2), 28 + 358 * (n // 2)
         count = int((first | last)[framed].sum())
-        sees = f"{framed} sees {count} of {framed + 1}"
-        right = f'x="{left + 290}" text-anchor="end"'
+        right = 'x="288" text-anchor="end"'
+        end = 8 * framed + 10.5  # of the frame
         out.append(
-            f'<text {right} y="{top + 10}" font-size="26" font-weight="bold">{name}'
-            f'</text><text {right} y="{top + 42}">{sees}</text>'
+            f'<g id="{name}" transform="translate({left} {top})">'
+            f'<text {right} y="10" font-size="26" font-weight="bold">{name}</text>'
+            f'<text {right} y="92">position {framed}</text>'
+            f'<text {right} y="120">sees {count} of {framed + 1}</text>'
+            f'<path d="M262 130 L{end - 3} {8 * framed - 3.5}" stroke="#000000" '
+            'stroke-width="2"/>'
         )
-        out.append(f'<g id="{name}" transform="translate({left} {top})">')
         for i in range(T):
             for j in range(i + 1):
                 kind = "none"
@@ -770,10 +842,15 @@ def patterns():
                     kind = "a2"
                 out.append(f'<use href="#{kind}" x="{8 * j}" y="{8 * i}"/>')
         out.append(
-            f'<rect x="-3.5" y="{8 * framed - 3.5}" width="{8 * framed + 14}" '
+            f'<rect x="-3.5" y="{8 * framed - 3.5}" width="{end + 3.5}" '
             'height="14" fill="none" stroke="#000000" stroke-width="3"/></g>'
         )
-    x, y = 336, 446
+    axis = 'fill="#444444" text-anchor="middle"'
+    out.append(f'<text x="178" y="342" {axis}>who is seen →</text>')
+    out.append(
+        f'<text transform="rotate(-90 22 172)" x="22" y="172" {axis}>← who sees</text>'
+    )
+    x, y = 362, 490
     for kind, word in {
         "a1": "seen in hop 1",
         "a2": "seen in hop 2",
@@ -783,15 +860,7 @@ def patterns():
             f'<use href="#{kind}" transform="translate({x} {y - 17}) scale(2.6)"/>'
             f'<text x="{x + 30}" y="{y}">{word}</text>'
         )
-        y += 38
-    y += 18
-    for line in (
-        "down: who sees",
-        "across: who is seen",
-        f"framed: position {framed}",
-    ):
-        out.append(f'<text x="{x}" y="{y}" fill="#444444">{line}</text>')
-        y += 32
+        y += 42
     out.append("</svg>")
     write("patterns", "\n".join(out))
 
@@ -802,85 +871,94 @@ def layouts():
     names = sparse(T, row, c, tile=row)
     column = names["patterns"]["strided"][1]
     last_columns = names["patterns"]["fixed"][1]
-    panels = {
-        "as they come": (column, names["as_they_come"]),
-        "sorted by column": (column, column.order),
-        "as they come ": (last_columns, names["as_they_come"]),
-        "summaries first": (last_columns, last_columns.order),
+    as_they_come = names["as_they_come"]
+    rows = {  # the hop, and the name of its own order
+        "strided": (column, "sorted by column"),
+        "fixed": (last_columns, "summaries first"),
     }
-    figure, all_axes = plt.subplots(2, 2, figsize=(4.9, 6.6), layout="constrained")
-    figure.get_layout_engine().set(h_pad=0.08, w_pad=0.08)
-    for axes, (title, (hop, order)) in zip(all_axes.flat, panels.items()):
-        positions = sorted(range(T), key=order)
-        seen = []
-        computed = 0
-        for top in range(0, T, row):
-            for left in range(0, T, row):
-                before = len(seen)
-                for y in range(top, top + row):
-                    for x in range(left, left + row):
-                        if names["sees"](hop, positions[y], positions[x]):
-                            seen.append((y, x))
-                color = LIGHT_GREY
-                if len(seen) > before:
-                    color = LIGHT_ORANGE
-                    computed += 1
-                corner = (left - 0.3, top - 0.3)
-                block = plt.Rectangle(corner, row - 0.4, row - 0.4, facecolor=color)
-                axes.add_patch(block)
-        squares(axes, T, 10, {(BLUE, 1): seen})
-        axes.set_title(title, fontsize=13)
-        sorted_now = order is not names["as_they_come"]
-        style = dict(fontsize=14, weight="bold", color=GREEN if sorted_now else "black")
-        axes.set_xlabel(f"{computed} of 36 blocks", **style)
-    for axes, name in zip(all_axes[:, 0], ("strided", "fixed")):
-        axes.set_ylabel(name, fontsize=15, weight="bold")
+    figure = plt.figure(figsize=(4.9, 6.4), layout="constrained")
+    *parts, below = figure.subfigures(3, 1, height_ratios=(1, 1, 0.12))
+    for part, (pattern, (hop, own)) in zip(parts, rows.items()):
+        both = part.subplots(1, 2)
+        counts = []
+        orders = {"as they come": as_they_come, own: hop.order}
+        for axes, (title, order) in zip(both, orders.items()):
+            positions = sorted(range(T), key=order)
+            seen = []
+            computed = 0
+            for top in range(0, T, row):
+                for left in range(0, T, row):
+                    before = len(seen)
+                    for y in range(top, top + row):
+                        for x in range(left, left + row):
+                            if names["sees"](hop, positions[y], positions[x]):
+                                seen.append((y, x))
+                    color = LIGHT_GREY
+                    if len(seen) > before:
+                        color = LIGHT_ORANGE
+                        computed += 1
+                    corner = (left - 0.3, top - 0.3)
+                    block = plt.Rectangle(corner, row - 0.4, row - 0.4, facecolor=color)
+                    axes.add_patch(block)
+            squares(axes, T, 10, {(BLUE, 1): seen})
+            axes.set_title(title, fontsize=13)
+            axes.set_xlabel("keys" if pattern == "strided" else "")
+            counts.append(computed)
+        both[0].set_ylabel("queries")
+        words = f"{pattern}: {counts[0]} → {counts[1]} of {(T // row) ** 2} blocks"
+        part.suptitle(words, fontsize=14, weight="bold")
     kinds = {"seen in hop 2": BLUE, "computed": LIGHT_ORANGE, "skipped": LIGHT_GREY}
     handles = [Patch(color=color, label=kind) for kind, color in kinds.items()]
     style = dict(ncols=3, frameon=False, columnspacing=1, handlelength=1.2)
-    style["title"] = "down: queries, across: keys"
-    figure.legend(handles=handles, loc="outside lower center", **style)
+    below.legend(handles=handles, loc="center", **style)
     title = "The blocks of scores that are computed, before and after reordering"
     save(figure, "layouts", title)
 
 
 def curves():
     """The loss of every script against the seconds of training."""
-    figure, axes = plt.subplots(figsize=(4.9, 4.4), layout="constrained")
-    nothing = 4.17  # the loss of a model that holds all characters for equally likely
-    axes.axhline(nothing, color=GREY, linewidth=1, linestyle="--")
-    axes.text(300, nothing + 0.04, f"{nothing}: knows nothing yet", ha="right")
-    ladder = tables("ladder")["Every script without arguments"]
-    low, lines = [], []
-    for name, run in tables("curves").items():
+    runs = tables("curves")
+    figure, axes = plt.subplots(figsize=(4.9, 4.6), layout="constrained")
+    nothing = runs["bigram"]["points"][0][1]  # before the first step
+    transformers = {}  # their last losses
+    last = max(run["points"][-1][0] for run in runs.values())
+    below = plt.Rectangle((0.01, 1), 1000, nothing - 1, transform=axes.transData)
+    for name, run in runs.items():
         points = [(s, loss) for s, loss in run["points"] if s > 0.01]
         seconds, losses = zip(*points)
         end = (seconds[-1], losses[-1])
         color = COLORS[name]
         (line,) = axes.plot(seconds, losses, linewidth=2.5, color=color)
-        lines.append(line)
+        line.set_clip_path(below)  # with 256 tokens they begin higher, at 5.5
         axes.plot(*end, "o", color=color, markersize=8)
-        label = f"{name}.py: {losses[-1]:.2f}"
-        latest = statistics.median(ladder[name]["final val loss"])
-        if abs(latest - losses[-1]) > 0.01:  # the script learns better since then
-            label += f", by now {latest:.2f}"
-        if losses[-1] < 2:
-            low.append((losses[-1], label, end, color))
+        if name in ("bigram", "v2_attention"):
+            at = dict(color=color, ha="right", va="top", fontsize=13)
+            place = (end[0] * (1.2 if name == "bigram" else 0.42), end[1] - 0.1)
+            axes.text(*place, f"{name}.py: {end[1]:.2f}", **at)
         else:
-            at = (seconds[-1] * (1.2 if seconds[-1] < 1 else 0.42), losses[-1] - 0.1)
-            axes.text(*at, label, color=color, ha="right", va="top", fontsize=13)
-    for n, (_, label, end, color) in enumerate(sorted(low, reverse=True)):
-        at = dict(color=color, fontsize=13, ha="right", va="center")
-        axes.text(42, 1.62 - 0.19 * n, label, **at)
+            transformers[name] = end[1]
+    # The three end together: their names are in the corner that no line reaches
+    low, high = min(transformers.values()), max(transformers.values())
+    words = f"{low:.2f}"
+    if f"{high:.2f}" != words:
+        words += f" to {high:.2f}"
+    at = dict(ha="right", va="center", fontsize=13)
+    axes.text(last, 3.87, "three", weight="bold", **at)
+    axes.text(last, 3.67, "Transformers:", weight="bold", **at)
+    axes.text(last, 3.47, words, weight="bold", **at)
+    for n, name in enumerate(transformers):
+        axes.text(last, 3.22 - 0.2 * n, f"{name}.py", color=COLORS[name], **at)
+    arrow(axes, (0.8 * last, 2.64), (0.95 * last, high + 0.13))
+    axes.axhline(nothing, color=GREY, linewidth=1, linestyle="--")
+    words = f"{nothing:.2f}: knows nothing yet"
+    axes.text(last, nothing + 0.04, words, ha="right")
     axes.set(xscale="log", xlabel="time of training, on two cores (log scale)")
-    axes.set(ylabel="val loss: lower is better", ylim=(1.1, 4.45), xlim=(0.018, 320))
-    below = plt.Rectangle((0.01, 1), 1000, nothing - 1, transform=axes.transData)
-    for line in lines:  # with 256 tokens they begin higher, at 5.5
-        line.set_clip_path(below)
+    axes.set(ylabel="val loss: lower is better", ylim=(1.2, 4.45), xlim=(0.018, 320))
     ticks = {0.1: "0.1 s", 1: "1 s", 10: "10 s", 60: "1 min", 240: "4 min"}
     axes.set_xticks([*ticks], [*ticks.values()])
     axes.minorticks_off()
     axes.grid()
+    axes.set_title("each kind of model gets further", fontsize=14, weight="bold")
     title = "Validation loss of the scripts against the time of training"
     save(figure, "curves", title)
 
@@ -901,11 +979,13 @@ def peers():
     }
     for name, (color, place, end) in labels.items():
         points = sorted(runs[name])
-        axes.plot(*zip(*points), "o", color=color, markersize=5)
         best = []  # the best run that takes no longer
         for seconds, loss in points:
             if not best or loss < best[-1][1]:
                 best.append((seconds, loss))
+            else:
+                axes.plot(seconds, loss, "o", color=color, mfc="white", markersize=7)
+        axes.plot(*zip(*best), "o", color=color, markersize=5)
         weight = "bold" if color == GREEN else "normal"
         width = 3.5 if color == GREEN else 2
         axes.plot(*zip(*best), linewidth=width, color=color)
@@ -914,8 +994,9 @@ def peers():
         axes.text(*end, f"{best[-1][1]:.2f}", **at)
     axes.axhline(1.4697, color=GREY, linewidth=1, linestyle="--")  # nanoGPT's README
     words = "1.4697: nanoGPT, 3 minutes of an A100"
-    axes.text(5.7, 1.39, words, color="#555555")
-    axes.text(5.7, 1.54, "dots: runs,\nlines: the best so far", color="#555555")
+    axes.text(5.7, 1.4, words, color="#555555", fontsize=11)
+    words = "hollow: a shorter run\nwas better"
+    axes.text(5.7, 1.54, words, color="#555555", fontsize=11)
     axes.set(xscale="log", xlabel="seconds of training, on two cores (log scale)")
     axes.set(ylabel="val loss: lower is better", xlim=(5.3, 330), ylim=(1.35, 2.7))
     ticks = [7.5, 15, 30, 60, 120, 240]
@@ -948,19 +1029,18 @@ def cost():
         x = math.sqrt(lengths[-2] * lengths[-1])
         y = math.sqrt(times[-2] * times[-1])
         at = dict(color=color, weight="bold", va="center", fontsize=13)
+        words = f"{lengths[-1] / lengths[-2]:.0f} × positions:\n{factor:.0f} × time"
         if name == "dense":
-            words = f"{factor:.0f} times\nthe time"
-            axes.text(x * 0.85, 1.7 * y, words, ha="right", **at)
+            axes.text(x * 0.85, 1.9 * y, words, ha="right", **at)
         elif name == "strided":
-            axes.text(x, 0.42 * y, f"{factor:.0f} times\nthe time", **at)
-    axes.set(xscale="log", yscale="log", xlabel="T, positions in the context")
-    axes.set(ylabel="time, forward and backward (log scale)")
+            axes.text(x * 0.95, 0.35 * y, words, **at)
+    axes.set(xscale="log", yscale="log", xlabel="T, positions in the context (log)")
+    axes.set(ylabel="time of attention (log)")
     axes.set(xlim=(lengths[0] * 0.85, lengths[-1] * 1.15), ylim=(9, 20_000))
     axes.set_xticks(lengths, [f"{n:,}" for n in lengths])
     axes.set_yticks([10, 100, 1000, 10_000], ["10 ms", "0.1 s", "1 s", "10 s"])
     axes.minorticks_off()
     axes.grid()
-    axes.set_title("four times the positions take", fontsize=13)
     title = "Time of dense and of sparse attention against the length of the context"
     save(figure, "cost", title)
 
@@ -1031,20 +1111,21 @@ def zero():
             if owner == rank:
                 box(axes, x, 26.2, 4, 5, colors[owner], str(piece), 13)
             else:
-                frame(axes, x, 26.2, 4, 5, "#cccccc")
+                style = dict(fill=False, edgecolor=GREY, linewidth=0.8, linestyle="--")
+                axes.add_patch(plt.Rectangle((x, 26.2), 4, 5, **style))
             box(axes, x, 40.7, 4, 5, LIGHT_GREY, str(piece), 13)
             box(axes, x, 0.4, 4, 5, colors[owner], str(piece), 13)
-        arrow(axes, (middle, 40.4), (middle, 37.2))
-        arrow(axes, (middle, 25.6), (middle, 22), GREEN)
-        arrow(axes, (middle, 13.2), (middle, 9.6), GREEN)
+        arrow(axes, (middle, 40.4), (middle, 31.6))
+        arrow(axes, (middle, 25.8), (middle, 22), GREEN)
+        arrow(axes, (middle, 13.2), (middle, 5.8), GREEN)
     box(axes, 0.5, 13.5, 46, 8.2, LIGHT_GREEN)
     at = dict(ha="center", va="center", fontsize=13)
     axes.text(23.5, 48.3, "mean gradients: the same in both", **at)
-    words = "Muon's work: each only for its own"
-    axes.text(23.5, 34.4, words, weight="bold", **at)
+    words = "Muon's work: each\nonly for its own"
+    axes.text(23.5, 36, words, weight="bold", **at)
     words = "all-gather: both get all of them"
     axes.text(23.5, 17.6, words, weight="bold", **at)
-    axes.text(23.5, 7.6, "updates: the same in both", **at)
+    axes.text(23.5, 9.4, "updates: the\nsame in both", **at)
     save(figure, "zero", "The pieces of Muon, shared out between two processes")
 
 
@@ -1055,7 +1136,7 @@ def formats():
         ("bfloat16", 8, 7, -126, 128),
         ("float16", 5, 10, -14, 16),
     )
-    figure, (top, low) = plt.subplots(2, 1, figsize=(4.9, 6), layout="constrained")
+    figure, (top, low) = plt.subplots(2, 1, figsize=(4.9, 6.3), layout="constrained")
     for n, (name, exponent, fraction, smallest, largest) in enumerate(kinds):
         y = 2 - n
         box(top, 0, y, 1, 0.46, LIGHT_GREY)
@@ -1073,19 +1154,23 @@ def formats():
             low.text(largest + 6, y, "float16\nmisses them", va="center", **style)
         else:
             low.text(largest, y + 0.2, name, ha="right", va="bottom", **style)
+        if name == "float32":
+            words = dict(color=color, va="bottom")
+            low.text(tail, y + 0.2, "thin: fewer digits", **words)
     top.text(8.2, 2.55, "range", color=ORANGE, ha="center", va="bottom")
     top.text(20.5, 2.55, "precision", color=BLUE, ha="center", va="bottom")
     top.set(xlim=(-0.2, 32.2), ylim=(-0.1, 3.1))
-    top.set_title("bits of a number", fontsize=13)
+    top.set_title("bits of a number", fontsize=14, weight="bold")
     top.axis("off")
     # 1 / 50,257 tokens / 1,536 to 524,288 positions in a step
     low.axvspan(-35, -26, color=RED, alpha=0.25, linewidth=0, zorder=0)
     words = "gradients of\nGPT-2's logits"
     low.text(-39, 0.0, words, ha="right", va="center", color=RED)
-    powers = {-126: "2⁻¹²⁶", -64: "2⁻⁶⁴", -14: "2⁻¹⁴", 16: "2¹⁶", 64: "2⁶⁴"}
-    powers[128] = "2¹²⁸"
-    low.set_xticks([*powers], [*powers.values()], fontsize=14)
-    low.set(yticks=[], ylim=(-0.5, 2.7), xlabel="size of a number (thin: fewer digits)")
+    sizes = {1e-38: "1e-38", 3e-8: "3e-8", 6e-5: "\n6e-5", 65504: "65,504"}
+    sizes[3e38] = "3e38"
+    low.set_xticks([math.log2(size) for size in sizes], [*sizes.values()], fontsize=13)
+    low.set(yticks=[], ylim=(-0.5, 2.7))
+    low.set_title("sizes that a number can have", fontsize=14, weight="bold")
     low.spines["left"].set_visible(False)
     save(figure, "formats", "The bits and the range of float32, bfloat16 and float16")
 

@@ -1,6 +1,8 @@
 """The pictures: what they show of sparse attention is what sparse_gpt.py computes."""
 
 import ast
+import json
+import re
 import runpy
 
 import pytest
@@ -70,3 +72,22 @@ def test_every_picture_of_a_document_has_its_function():
     assert names <= functions
     for name in names:
         assert (ROOT / f"docs/pictures/{name}.svg").exists()
+
+
+def words_of(name):
+    """The words of a picture, each text of it one string."""
+    picture = (ROOT / f"docs/pictures/{name}.svg").read_text(encoding="utf-8")
+    return re.findall(r">([^<>]+)</text>", picture)
+
+
+def test_the_losses_of_the_curves_are_those_of_the_report():
+    report = (ROOT / "docs/bench/curves.json").read_text(encoding="utf-8")
+    runs = json.loads(report)["tables"]
+    ends = {name: run["points"][-1][1] for name, run in runs.items()}
+    words = words_of("curves")
+    low, high = (f"{end(list(ends.values())[2:]):.2f}" for end in (min, max))
+    assert (low if low == high else f"{low} to {high}") in words
+    for name in list(ends)[:2]:
+        assert f"{name}.py: {ends[name]:.2f}" in words
+    for name in list(ends)[2:]:
+        assert f"{name}.py" in words
