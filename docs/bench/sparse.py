@@ -317,7 +317,7 @@ def sampling(args):
     record = Record("sampling", args)
     T, tokens = 8192, 16
     flags = ["--n_layer=2", "--n_embd=256", "--n_head=4", "--no-bfloat16"]
-    flags.append(f"--total_batch_size={T}")
+    flags += [f"--total_batch_size={T}", "--no-rotary"]
     patterns = [name for name in PATTERNS if name != "selection"]  # it keeps all
     for pattern in patterns:
         if not record.wants(pattern):
@@ -355,7 +355,8 @@ def sampling(args):
             row = [pattern, f"{1000 / run['ms']:,.0f}", f"{faster:.1f}"]
             rows.append([*row, f"{run['MB']:.2f}", "yes" if run["same"] else "no"])
     notes = """
-One text, 2 layers, 256 channels, 4 heads, float32, random weights. Tokens a second:
+One text, 2 layers, 256 channels, 4 heads, learned positions, float32, random weights.
+Tokens a second:
 median of the 32 tokens around position 8,000. Cache: keys and values of all layers.
 Same token: the likeliest next token is that of a pass over all positions at once.
 """
@@ -369,6 +370,7 @@ def crossover(args):
     lengths = (512, 1024, 2048, 4096, 8192, 16384)
     patterns = ("dense", "window", "strided", "fixed")
     flags = ["--n_layer=4", "--n_embd=128", "--n_head=2", "--no-bfloat16"]
+    flags.append("--no-rotary")
     for T in lengths:
         if not record.wants(f"T = {T}"):
             continue
@@ -394,8 +396,8 @@ def crossover(args):
         speed = [1000 * T / ms for T, ms in zip(lengths, times)]
         speeds.append([name, *[f"{s:,.0f}" for s in speed]])
     notes = """
-Forward and backward of a model of 4 layers, 128 channels, 2 heads, for one text of so
-many positions; float32; medians, in turn.
+Forward and backward of a model of 4 layers, 128 channels, 2 heads and learned positions,
+for one text of so many positions; float32; medians, in turn.
 """
     tables = {"ms": rows, "Tokens a second": speeds}
     write_report("crossover", notes, tables, runs)

@@ -916,7 +916,7 @@ def layouts():
 
 
 def curves():
-    """The loss of every script against the seconds of training."""
+    """The loss of the scripts that are measured, against the seconds of training."""
     runs = tables("curves")
     figure, axes = plt.subplots(figsize=(4.9, 4.6), layout="constrained")
     nothing = runs["bigram"]["points"][0][1]  # before the first step
@@ -937,13 +937,14 @@ def curves():
             axes.text(*place, f"{name}.py: {end[1]:.2f}", **at)
         else:
             transformers[name] = end[1]
-    # The three end together: their names are in the corner that no line reaches
+    # They end together: their names are in the corner that no line reaches
+    count = {2: "two", 3: "three"}[len(transformers)]
     low, high = min(transformers.values()), max(transformers.values())
     words = f"{low:.2f}"
     if f"{high:.2f}" != words:
         words += f" to {high:.2f}"
     at = dict(ha="right", va="center", fontsize=13)
-    axes.text(last, 3.87, "three", weight="bold", **at)
+    axes.text(last, 3.87, count, weight="bold", **at)
     axes.text(last, 3.67, "Transformers:", weight="bold", **at)
     axes.text(last, 3.47, words, weight="bold", **at)
     for n, name in enumerate(transformers):
