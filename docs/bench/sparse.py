@@ -396,7 +396,7 @@ def crossover(args):
         speed = [1000 * T / ms for T, ms in zip(lengths, times)]
         speeds.append([name, *[f"{s:,.0f}" for s in speed]])
     notes = """
-Forward and backward of a model of 4 layers, 128 channels, 2 heads and learned positions,
+Forward and backward of a model of 4 layers, 128 channels, 2 heads, learned positions,
 for one text of so many positions; float32; medians, in turn.
 """
     tables = {"ms": rows, "Tokens a second": speeds}
