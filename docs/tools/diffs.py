@@ -269,6 +269,43 @@ def changed_lines(old, new, i, i2, j, j2):
     return out
 
 
+def end_of_docstring(lines):
+    """The number of lines up to the end of the docstring of a script, or 0."""
+    quotes = 0
+    for number, line in enumerate(lines, 1):
+        if quotes or line.startswith('"""'):  # others are indented
+            quotes += line.count('"""')
+        if quotes > 1:
+            return number
+    return 0
+
+
+def changes(a, b):
+    """How two lists of lines differ: (kind, from and to in a, from and to in b), ..."""
+    return difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes()
+
+
+def folded_docstring(old, new, end, end_in_new):
+    """The lines up to there as a fold, and how many of them go and come."""
+    lines = []
+    gone = come = 0
+    top = old.splitlines()[:end], new.splitlines()[:end_in_new]
+    for kind, i, i2, j, j2 in changes(*top):
+        if kind == "equal":
+            lines.append(hunk(equal_lines(old, new, i, j, i2 - i)))
+            continue
+        lines.append(hunk(changed_lines(old, new, i, i2, j, j2)))
+        gone += i2 - i
+        come += j2 - j
+    words = f"The docstring of the script<b>{count_of(come, gone)}</b>"
+    shown = f"<details><summary>{words}</summary>{''.join(lines)}</details>"
+    return shown, gone, come
+
+
+def count_of(come, gone):
+    return f'<span class="come">+{come}</span> <span class="gone">−{gone}</span>'
+
+
 def hunk(lines):
     if not lines:
         return ""
@@ -304,14 +341,20 @@ def diff(old, new, before, after):
     if after.startswith(f"{folder}/"):
         before = file
         after = after.removeprefix(f"{folder}/")
-    matcher = difflib.SequenceMatcher(None, a, b, autojunk=False)
-    for kind, i, i2, j, j2 in matcher.get_opcodes():
+    start, start_b = end_of_docstring(a), end_of_docstring(b)
+    if a[:start] == b[:start_b] or a[start:] == b[start_b:]:
+        start = start_b = 0  # the docstring does not change, or nothing else
+    else:
+        shown, gone, come = folded_docstring(old, new, start, start_b)
+        out.append(shown)
+    for kind, i, i2, j, j2 in changes(a[start:], b[start_b:]):
+        i, i2, j, j2 = i + start, i2 + start, j + start_b, j2 + start_b
         if kind != "equal":
             out.append(hunk(changed_lines(old, new, i, i2, j, j2)))
             gone += i2 - i
             come += j2 - j
             continue
-        head = CONTEXT if i > 0 else 0
+        head = CONTEXT if i > start else 0
         tail = CONTEXT if i2 < len(a) else 0
         folded = i2 - i - head - tail
         if folded < SHORTEST_FOLD:
@@ -324,8 +367,7 @@ def diff(old, new, before, after):
         '<section class="diff" aria-label="The diff"><div class="sheet">'
         '<div class="tools">'
         f"<span>{html.escape(before)} → <b>{html.escape(after)}</b></span> "
-        f'<span class="count"><b class="come">+{come}</b> '
-        f'<b class="gone">−{gone}</b></span>'
+        f'<span class="count"><b>{count_of(come, gone)}</b></span>'
         '<button type="button" data-do="view" hidden>Side by side</button>'
         '<button type="button" data-do="unfold" hidden>Unfold all</button>'
         f'</div><div class="lines">{"".join(out)}</div></div></section>'

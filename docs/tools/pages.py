@@ -60,7 +60,8 @@ The lessons are the diffs between them. Each shows what it does to the loss and 
 the model writes.
 """
 TASTE = """
-To see first what comes out in the end, run the GPT of chapter 3:
+To see first what comes out in the end, run the GPT of chapter 3, in the folder of the
+clone:
 
 ```sh
 pip install -r requirements.txt
@@ -200,12 +201,20 @@ def fitted(body):
         other = ""
         if kind in ("", ' class="language-text"') and width > narrow.WIDTH:
             names.append("full")
-            narrow_form = html.escape(narrow.narrow(text), quote=False)
-            other = f'<pre class="narrow">{narrow_form}</pre>'
+            other = narrow_form(text)
         start = f'<pre class="{" ".join(names)}" style="--width:{width}">'
         return f"{start}<code{kind}>{code}</code></pre>{other}"
 
     return re.sub(r"<pre><code([^>]*)>(.*?)</code></pre>", replace, body, flags=re.S)
+
+
+def narrow_form(text):
+    """A block of text for telephones. A drawing keeps its lines, however long."""
+    form = narrow.narrow(text)
+    width = min(narrow.longest(form.split("\n")), narrow.WIDEST)
+    kind = "narrow whole" if narrow.is_whole(text) else "narrow"
+    code = html.escape(form, quote=False)
+    return f'<pre class="{kind}" style="--width:{width}"><code>{code}</code></pre>'
 
 
 def widest_word(cell):
@@ -273,11 +282,17 @@ def render(text, path, pages):
     body = fitted(body)
     body = re.sub("<table.*?>", r'<div class="scroll">\g<0>', body)
     body = body.replace("</table>", "</table></div>")
-    for name, model in (("bigram", "bigram"), ("heads", "attention")):
-        image = rf'(<p><img src="pictures/{name}\.svg".*?</p>)'
-        place = f'<div class="live" data-model="{model}"></div>'
-        body = re.sub(image, rf"\1{place}", body)
+    body = with_live_model(body, "bigram", "bigram", 0)
+    body = with_live_model(body, "heads", "attention", 1)
     return with_narrow_forms(body)
+
+
+def with_live_model(body, picture, model, paragraphs):
+    """A model to play with below a picture and the paragraphs that speak of it."""
+    image = rf'<p><img src="pictures/{picture}\.svg".*?</p>\n'
+    words = rf"(?:<p>.*?</p>\n){{{paragraphs}}}"
+    place = f'<div class="live" data-model="{model}"></div>\n'
+    return re.sub(image + words, rf"\g<0>{place}", body, flags=re.S)
 
 
 # -------------------------------------------------------------------- What was measured
@@ -301,13 +316,13 @@ def value(row, measure):
 
 
 def before_and_after(label, old, new, digits, noise, unit=""):
-    """A line of a table: a number before and after a step, or that there is none.
+    """A line of a table: a number before and after a step. Nothing if there is none.
 
     A change below the noise gets no colour.
     """
     name = f'<th scope="row">{label}</th>'
     if old is None or new is None:
-        return f'<tr>{name}<td colspan="3">not measured</td></tr>'
+        return ""
     change = new - old
     sign = "+" if change > 0 else "−"
     words = "no change"
@@ -373,8 +388,11 @@ def sparkline(chapter, here):
     )
 
 
-def effect(chapter, name):
-    """What a step did: loss, time and sample before and after, or nothing."""
+def effect(chapter, name, text):
+    """What a step did: loss, time and sample before and after, or nothing.
+
+    A sample that the text of the step quotes just above is not here again.
+    """
     rows = measured(chapter)
     order = list(rows)
     if name not in rows or order.index(name) == 0:
@@ -390,23 +408,38 @@ def effect(chapter, name):
     )
     times = value(old, "ms per step"), value(new, "ms per step")
     lines += before_and_after("time of a step", *times, 1, 0.05, " ms")
-    samples = ""
+    is_quoted = quotes(text, new.get("sample") or "")
+    both = []
     if old.get("sample") and new.get("sample"):
         both = [("It wrote before", old), ("It writes now", new)]
         if old["sample"] == new["sample"]:
             both = [("It writes the same as before", new)]
-        for words, row in both:
-            sample = html.escape(row["sample"].strip())
-            samples += f"<figure><figcaption>{words}</figcaption>"
-            samples += f'<pre class="sample">{sample}</pre></figure>'
+        if is_quoted:
+            both = [("Before this step, it wrote", old)]
+    samples = ""
+    for words, row in both:
+        sample = html.escape(row["sample"].strip())
+        samples += f"<figure><figcaption>{words}</figcaption>"
+        samples += f'<pre class="sample">{sample}</pre></figure>'
+    if is_quoted and old.get("sample") == new["sample"]:
+        samples = "<p>It writes the same as before.</p>"
+    elif samples:
+        samples = f'<div class="samples">{samples}</div>'
+    above, below = (samples, "") if is_quoted else ("", samples)
     return (
         '<section class="effect" aria-labelledby="effect">'
-        '<h2 id="effect">What this step did</h2>'
+        f'<h2 id="effect">What this step did</h2>{above}'
         '<div class="scroll"><table><thead><tr><td></td><th scope="col">before</th>'
         '<th scope="col">after</th><th scope="col">change</th></tr></thead>'
         f"<tbody>{lines}</tbody></table></div>{sparkline(chapter, name)}"
-        f'<div class="samples">{samples}</div></section>'
+        f"{below}</section>"
     )
+
+
+def quotes(text, sample):
+    """Whether a text has a block with a sample."""
+    blocks = re.findall(r"^```text\n(.*?)^```", text, re.M | re.S)
+    return any(block.split() == sample.split() for block in blocks)
 
 
 def with_effect(body, box):
@@ -443,11 +476,27 @@ def split(path):
             first, rest = piece.split("\n", 1)
             piece = f"{first}\n\n{part}\n{rest}"
             part = ""
-        found.append((len(found), title, piece))
+        found.append((len(found), title, with_diff_first(piece)))
     if end:
         title = f"After {path.stem}.py"
         found.append((0, title, f"# {title}\n\n{end[0]}"))
     return found
+
+
+def with_diff_first(text):
+    """A step with its diff where the reader needs it: after "In the diff".
+
+    That is before one predicts what it does, and runs it.
+    """
+    diff = re.search(r"^```diff\n.*?^```\n\n?", text, re.M | re.S)
+    told = re.search(r"^\*\*In the diff\*\*", text, re.M)
+    start = told.end() if told else 0
+    next_thing = re.compile(r"^(\*\*(Predict|Run)\*\*|\*(Measured|Counted))", re.M)
+    place = next_thing.search(text, start)
+    if not diff or not place or diff.start() < place.start():
+        return text
+    between = text[place.start() : diff.start()]
+    return f"{text[: place.start()]}{diff[0].rstrip()}\n\n{between}{text[diff.end() :]}"
 
 
 def name_of_chapter(path):
@@ -554,8 +603,8 @@ def facts():
     return "\n".join(re.findall(rf"^\*\*(?:{names})\*\*(?:.+\n)+", text, re.M))
 
 
-def ladder(pages):
-    """The scripts as the README's table has them, as a list of cards."""
+def ladder(parts, pages):
+    """The scripts as the README's table has them, as a list of cards with steps."""
     text = course.read(ROOT / "README.md")
     out = []
     number = 0
@@ -563,7 +612,8 @@ def ladder(pages):
         cells = [cell.strip() for cell in row.strip("|").split("|")]
         script, adds, _, loss, time, wrote = cells
         script = re.match(r"\[(.*?)\]", script)[1]
-        chapter = pages[DOCS / f"{Path(script).stem}.md", ""]
+        lesson = DOCS / f"{Path(script).stem}.md"
+        chapter = pages[lesson, ""]
         if not loss:
             continue
         number += 1
@@ -571,10 +621,11 @@ def ladder(pages):
         out.append(
             f'<li><a href="{chapter}"><b>{number}. {script}</b></a>'
             f'<span class="adds">+ {html.escape(adds)}</span>'
-            f'<span class="loss">val loss <b>{loss}</b>'
-            f'<span class="bar" style="--share:{share:.2f}"></span></span>'
+            f'<span class="loss">val loss <b>{loss}</b></span>'
             f'<span class="time">trains in {time}</span>'
-            f"<q>{html.escape(wrote.strip('`'))}</q></li>"
+            f'<span class="bar" style="--share:{share:.2f}"></span>'
+            f"<q>{html.escape(wrote.strip('`'))}</q>"
+            f"{folded_chapter([page for page in parts if page.path == lesson])}</li>"
         )
     return f'<ol class="ladder">{"".join(out)}</ol>'
 
@@ -586,35 +637,36 @@ def contents(parts, pages):
     begin = pages[DOCS / "bigram.md", ""]
     out.append(f'<p><a class="begin" href="{begin}">Begin with chapter 1 →</a></p>')
     out.append('<p id="progress" hidden></p>')
+    out.append(
+        '<h2 id="try">Try the first model</h2>'
+        "<p>This is <code>bigram.py</code> after its training, in your browser. It "
+        'sees one character.</p><div class="live" data-model="bigram"></div>'
+        "<noscript><p>It needs JavaScript.</p></noscript>"
+    )
     out.append(f'<div class="facts">{render(facts(), readme, pages)}</div>')
     out.append(render(TASTE, readme, pages))
     out.append(
         "<h2>The ladder</h2><p>The <b>val loss</b> says how surprised a model is by "
         "text it was not trained on: the shorter the bar, the better. A full bar, "
-        f"{NOTHING_KNOWN}, is a model that knows nothing yet. Each card ends with a "
-        "line that the model wrote.</p>"
+        f"{NOTHING_KNOWN}, is a model that knows nothing yet. Each card has a line "
+        "that the model wrote, and the steps that lead to it.</p>"
     )
-    out.append(ladder(pages))
+    out.append(ladder(parts, pages))
     out.append(
         '<p class="note">Scripts 4 and 5 aim at scale, not at a lower loss on a laptop.'
-        '</p><p><img src="pictures/curves.svg" alt="The validation loss of the five '
-        'scripts against the seconds of training: it falls from 4.17 to 1.45"></p>'
+        "</p><p>The same losses while the models train. Each model gets further than "
+        "the one before, and the three Transformers end close together:</p>"
+        f"<p>{picture_of_readme('curves')}</p>"
     )
-    out.append("<h2>Try the first model</h2>")
-    out.append(
-        "<p>This is <code>bigram.py</code> after its training, in your browser. It "
-        'sees one character.</p><div class="live" data-model="bigram"></div>'
-        "<noscript><p>It needs JavaScript.</p></noscript>"
-    )
-    out.append("<h2>Chapters</h2>")
+    out.append("<h2>Two branches</h2>")
     reference = []
     others = []
     for path, group in itertools.groupby(parts, lambda page: page.path):
-        if name_of_chapter(path):
-            out.append(folded_chapter(path, list(group)))
-        elif path.parent == DOCS:
+        if name_of_chapter(path).startswith("Branch"):
+            out.append(folded_chapter(list(group)))
+        elif path.parent == DOCS and not name_of_chapter(path):
             reference += [(f'href="{page.name}"', page.title) for page in group]
-        else:
+        elif path.parent != DOCS:
             others += [(f'href="{page.name}"', page.title) for page in group]
     out.append("<h2>To look up</h2>")
     out.append(list_of_links(reference, " boxed"))
@@ -626,7 +678,14 @@ def contents(parts, pages):
     return "\n".join(out)
 
 
-def folded_chapter(path, group):
+def picture_of_readme(name):
+    """A picture of the README with its words for those who cannot see it."""
+    text = course.read(ROOT / "README.md")
+    words = re.search(rf"!\[(.*?)\]\(docs/pictures/{name}\.svg\)", text)[1]
+    return f'<img src="pictures/{name}.svg" alt="{html.escape(words)}">'
+
+
+def folded_chapter(group):
     """A chapter on the start page: its title, with links to its steps or sections."""
     first, *rest = group
     links = [(f'href="{first.name}"', "Introduction")]
@@ -639,9 +698,10 @@ def folded_chapter(path, group):
         numbered = [title for _, title in sections(first) if title[0].isdigit()]
         count = f"{len(numbered)} sections"
     return (
-        f'<details class="chapter"><summary><span><b>{name_of_chapter(path)}</b> '
-        f'{html.escape(first.title)}</span><small class="count">{count}</small>'
-        f"</summary>{list_of_links(links)}</details>"
+        '<details class="chapter"><summary><span>'
+        f"<b>{name_of_chapter(first.path)}</b> {html.escape(first.title)}</span>"
+        f'<small class="count">{count}</small></summary>'
+        f"{list_of_links(links)}</details>"
     )
 
 
@@ -721,7 +781,7 @@ def build(folder):
         for n, piece in enumerate(prose):
             if n > 0:
                 name, parent = next(following)
-                box = effect(page.path.stem, Path(name).stem)
+                box = effect(page.path.stem, Path(name).stem, page.text)
                 body += diffs.diff(texts[parent], texts[name], parent, name)
             if piece.strip() and n == 0:
                 body += render(piece, page.path, pages)
@@ -768,7 +828,7 @@ def top_links(before, first, after):
 def low_links(before, after):
     out = []
     for rel, page, words in (("prev", before, "Back"), ("next", after, "Next")):
-        title = html.escape(page.title) if page else ""
+        title = html.escape(page.title).replace("_", "_<wbr>") if page else ""
         out.append(link(rel, page, f"<span>{words}</span> {title}"))
     return "".join(out)
 

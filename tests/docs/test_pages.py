@@ -252,7 +252,7 @@ def narrow(diffs):
 def test_columns_without_room_go_below(narrow):
     """Numbers stay below each other; an arrow stays in its row."""
     wide = """
-             first column  second column  third     fourth
+             first column  second column  third     fourth column
 one row               1.0            2.0    3.0        4.0
 another              11.0           12.0   13.0
 """
@@ -261,7 +261,7 @@ another              11.0           12.0   13.0
 one row           1.0            2.0    3.0
 another          11.0           12.0   13.0
 
-         fourth
+         fourth column
 one row     4.0
 """
     assert narrow.narrow(wide) == stacked
@@ -269,6 +269,77 @@ one row     4.0
     below = "a vector of numbers  ->  a layer\n  ->  another layer  ->  a number"
     assert narrow.narrow(row) == below
     assert narrow.narrow("short  enough   as it is") == "short  enough   as it is"
+    assert narrow.narrow(wide.replace(" column", "")).count("\n") == wide.count("\n")
+
+
+MATRIX = """
+G = 3  2        G (1, 1)  = (5, 5)      this direction is stretched 5 times
+    2  3        G (1, -1) = (1, -1)     this direction once
+"""
+MATRIX_NARROW = """
+G = 3  2  G (1, 1)  = (5, 5)
+    2  3  G (1, -1) = (1, -1)
+
+G (1, 1)  = (5, 5)
+  this direction is stretched 5 times
+G (1, -1) = (1, -1)
+  this direction once
+"""
+SQUARES = """
+               keys                      16 positions, tiles of 4, a window of 4
+            0   1   2   3
+queries 0   #   .   .   .                # computed, with a mask
+        1   #   #   .   .                . skipped
+        2   .   #   #   .
+"""
+SQUARES_NARROW = """
+              keys
+           0   1   2  3
+queries 0  #   .   .  .
+        1  #   #   .  .
+        2  .   #   #  .
+
+16 positions, tiles of 4, a window of 4
+# computed, with a mask
+. skipped
+"""
+WHOLE = r"""
+x (B, T, 128)  ->  head 1  ->  (B, T, 32)  \
+               ->  head 2  ->  (B, T, 32)  |  torch.cat  ->  (B, T, 128)
+               ->  head 3  ->  (B, T, 32)  /
+"""
+TIMES = """
+before  CPU  read |  wait for the GPU         | read |  wait for the GPU         |
+        GPU       |  copy, forward, backward  |      |  copy, forward, backward  |
+"""
+UNDER = """
+step  75/100 | loss 2.4912 | norm 0.807 | 148 ms | 0.1 min left
+                             jumps are    can be compared
+                             trouble      between machines
+"""
+
+
+def test_a_drawing_stays_whole(narrow):
+    """Only the words to its right go below it; a line that is too long stays long."""
+    assert narrow.narrow(MATRIX) == MATRIX_NARROW
+    assert narrow.narrow(SQUARES) == SQUARES_NARROW
+    assert not narrow.is_whole(MATRIX) and not narrow.is_whole(SQUARES)
+    for drawing in (WHOLE, TIMES, UNDER):
+        assert narrow.narrow(drawing) == drawing
+        assert narrow.is_whole(drawing)
+
+
+def test_what_is_no_drawing(narrow):
+    """The bars of a log, a division and a sum are none."""
+    log = (
+        "step   100/1000 | loss 2.0581 | 147 ms | 2.2 min left      every log_interval"
+    )
+    log += "\nstep   100/1000 | val loss 2.1347                           at the end"
+    mean = "mean    0.1 * 0.2         = 0.0200    / 0.1     = 0.200      a first step"
+    mean += "\nsquare  0.01 * 0.2**2    = 0.000400  / 0.01    = 0.0400     root 0.200"
+    for text in (log, mean):
+        assert not narrow.is_whole(text)
+        assert narrow.longest(narrow.narrow(text).split("\n")) <= narrow.WIDEST
 
 
 def test_no_word_is_lost_on_a_telephone(narrow):
@@ -285,7 +356,8 @@ def test_no_word_is_lost_on_a_telephone(narrow):
                 assert words.count(word) >= wanted.count(word), (path.name, word)
             for line in lines:
                 longest = max([0, *map(len, line.split())])
-                assert len(line) <= max(narrow.WIDTH, longest + 4), line
+                fits = len(line) <= max(narrow.WIDEST, longest + 4)
+                assert fits or narrow.is_whole(block.rstrip("\n")), line
             count += len(lines) != block.count("\n")
     assert count > 50
 
@@ -300,7 +372,58 @@ def test_a_step_says_where_it_stands_and_what_it_did(pages):
     for row in (before, after):
         assert f"{row['val loss'][0]:.3f}" in effect
         assert f"{row['ms per step'][0]:.1f} ms" in effect
-        assert row["sample"].strip() in effect
+    assert before["sample"].strip() in effect
+    # What it writes now stands above the box, and not again in it
+    above = text(page.split('class="effect"')[0])
+    assert " ".join(after["sample"].split()) in " ".join(above.split())
+    assert after["sample"].strip() not in effect
+
+
+def test_what_was_not_measured_has_no_row(pages):
+    page = (pages / "gpt_char_15.html").read_text(encoding="utf-8")
+    effect = page.split('class="effect"')[1].split("</section>")[0]
+    assert "val loss" in effect
+    assert "time of a step" not in effect and "not measured" not in effect
+
+
+def test_the_diff_follows_what_is_said_of_it(pages):
+    """It stands after "In the diff", and before one predicts and runs."""
+    count = 0
+    for path in pages.glob("*.html"):
+        page = path.read_text(encoding="utf-8")
+        if 'class="diff"' not in page:
+            continue
+        told = page.find("<strong>In the diff</strong>")
+        diff = page.find('class="diff"')
+        assert told < diff, path.name
+        assert diff < page.find("<p><strong>Run</strong>", told) or (
+            "<p><strong>Run</strong>" not in page[told:]
+        ), path.name
+        assert (
+            page.find('class="predict"', diff) > 0
+            or told < 0
+            or ('class="predict"' not in page)
+        ), path.name
+        count += told >= 0
+    assert count > 100
+
+
+def test_a_change_of_the_docstring_is_folded(pages, diffs):
+    page = diff_in((pages / "v2_attention_9.html").read_text(encoding="utf-8"))
+    assert page.startswith("<details><summary>The docstring of the script")
+    assert "Rung 2 of 5" in text(page.split("</details>")[0])
+    old = '# a\n"""One.\n\nTwo.\n"""\nx = 1\n'
+    new = old.replace("Two", "Three")
+    assert diffs.end_of_docstring(old.splitlines()) == 5
+    assert "<details>" not in diffs.diff(old, new, "a.py", "b.py")  # nothing else
+    assert "<details>" in diffs.diff(old, new + "y = 2\n", "a.py", "b.py")
+
+
+def test_a_live_model_follows_the_words_on_its_picture(pages):
+    page = (pages / "v2_attention_9.html").read_text(encoding="utf-8")
+    before = page.split('<div class="live"')[0]
+    assert before.rindex("Look at the framed row") > before.rindex("<img")
+    assert before.endswith("</p>\n")
 
 
 def test_the_start_page_has_the_ladder_and_leads_to_every_page(pages):
@@ -457,14 +580,17 @@ def visit(browser, pages):
     assert problems == []
 
 
-BEYOND = """[...document.querySelectorAll("pre, .scroll")]
+BEYOND = """[...document.querySelectorAll("pre:not(.whole), .scroll")]
     .filter(box => box.scrollWidth > box.clientWidth)
     .map(box => box.textContent.slice(0, 200))"""
 
 
 @in_chromium
 def test_every_page_at_every_width(visit, pages):
-    """No error, no scrolling sideways, in no box; the keys lead through all pages."""
+    """No error, no scrolling sideways; the keys lead through all pages.
+
+    Drawings may scroll in their box, on a telephone.
+    """
     names = in_order(pages)
     page = visit("index.html")
     for name, after in zip(names, [*names[1:], names[-1]]):
