@@ -625,7 +625,7 @@ def ladder(parts, pages):
             f'<span class="time">trains in {time}</span>'
             f'<span class="bar" style="--share:{share:.2f}"></span>'
             f"<q>{html.escape(wrote.strip('`'))}</q>"
-            f"{folded_chapter([page for page in parts if page.path == lesson])}</li>"
+            f"{folded_chapter([p for p in parts if p.path == lesson], False)}</li>"
         )
     return f'<ol class="ladder">{"".join(out)}</ol>'
 
@@ -685,9 +685,10 @@ def picture_of_readme(name):
     return f'<img src="pictures/{name}.svg" alt="{html.escape(words)}">'
 
 
-def folded_chapter(group):
+def folded_chapter(group, with_title=True):
     """A chapter on the start page: its title, with links to its steps or sections."""
     first, *rest = group
+    title = html.escape(first.title) if with_title else ""
     links = [(f'href="{first.name}"', "Introduction")]
     for page in rest:
         mark = " data-step" if page.step else ""
@@ -699,7 +700,7 @@ def folded_chapter(group):
         count = f"{len(numbered)} sections"
     return (
         '<details class="chapter"><summary><span>'
-        f"<b>{name_of_chapter(first.path)}</b> {html.escape(first.title)}</span>"
+        f"<b>{name_of_chapter(first.path)}</b> {title}</span>"
         f'<small class="count">{count}</small></summary>'
         f"{list_of_links(links)}</details>"
     )
