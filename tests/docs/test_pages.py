@@ -852,7 +852,7 @@ def test_without_javascript(visit):
     page = visit("v2_attention_9.html", java_script_enabled=False)
     assert page.locator("img[src='pictures/heads.svg']").is_visible()
     assert not page.locator(".live").is_visible()
-    assert page.locator(".lines p.b").first.is_visible()
+    assert page.locator(".lines > .hunk p.b").first.is_visible()
     assert not page.locator("text=Unfold all").is_visible()
 
 
