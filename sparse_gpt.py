@@ -971,7 +971,7 @@ for name in "sinks selected".split():
         parser.error(f"--{name}={config[name]} must be at least 1")
 if tile < 0:
     parser.error(f"--tile={tile} must be at least 0")
-if pattern == "fixed" and not 0 < summary <= stride:
+if summary < 1 or (pattern == "fixed" and summary > stride):
     parser.error(f"--summary={summary} must be from 1 to --stride={stride}")
 if combine == "heads" and n_head % len(patterns[pattern]) != 0:
     parser.error(f"--n_head={n_head} must be even, or --combine=layers")
