@@ -40,7 +40,7 @@ DOCSTRINGS = {
         "2.15": "ladder: v2_attention | final val loss",
     },
     "gpt2_train": {"1.45": "ladder: gpt2_train | final val loss"},
-    "sparse_gpt": {"1.46": "ladder: sparse_gpt | final val loss"},
+    "sparse_gpt": {"1.43": "ladder: sparse_gpt | final val loss"},
 }
 
 
