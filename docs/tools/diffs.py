@@ -154,7 +154,9 @@ def twins(old, new):
     """
     old = [line.strip() for line in old]
     new = [line.strip() for line in new]
-    scores = [[alike(a, b) for b in new] for a in old]
+    scores = []
+    for a in old:
+        scores.append([alike(a, b) for b in new])
     # best[i][j]: what the lines from old[i] and new[j] on can reach
     best = [[0.0] * (len(new) + 1) for _ in range(len(old) + 1)]
     for i in reversed(range(len(old))):

@@ -72,7 +72,10 @@ def paragraph(lines):
     if count(lines) > 1:
         forms = [stacked(table(lines), width) for width in (WIDTH, WIDEST)]
         return min(forms, key=len)
-    return [piece for line in lines for piece in wrapped(line)]
+    pieces = []
+    for line in lines:
+        pieces += wrapped(line)
+    return pieces
 
 
 def wrapped(line, width=WIDTH):
@@ -248,7 +251,7 @@ def stacked(rows, width):
 def side_by_side(rows):
     """Rows of two tables beside each other as two tables, or nothing."""
     for middle in range(3, len(rows[0])):
-        names = [row[k] for row in rows for k in (0, middle)]
+        names = [row[0] for row in rows] + [row[middle] for row in rows]
         if all(re.match(r"[a-z]+(_[a-z]+)+ ", f"{name} ") for name in names):
             return [row[:middle] for row in rows], [row[middle:] for row in rows]
     return None

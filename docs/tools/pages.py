@@ -234,7 +234,9 @@ def label_cells(tokens):
     for table in SyntaxTreeNode(tokens).walk():
         if table.type != "table":
             continue
-        rows = [row.children for part in table.children for row in part.children]
+        rows = []
+        for part in table.children:
+            rows += [row.children for row in part.children]
         width = 0
         for column in zip(*rows):
             width += 1 + max(widest_word(cell) for cell in column)
