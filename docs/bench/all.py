@@ -68,7 +68,7 @@ def find_parts():
             parts.append(Part(name, title, command, has_lab))
         for report in MANY.get(name, []):
             parts.append(Part(f"{name}_{report}", title, f"{command} {report}", False))
-    for chapter in ("v2_attention", "gpt_char", "gpt2_train", "sparse_gpt"):
+    for chapter in ("v2_attention", "gpt_char", "gpt2_train", "sparse_gpt", "by_hand"):
         title = f"What the steps of {chapter}.md change."
         command = f"steps.py --chapter={chapter}"
         parts.append(Part(f"steps_{chapter}", title, command, False))

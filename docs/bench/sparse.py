@@ -7,14 +7,13 @@
     python docs/bench/sparse.py recall      does a value arrive from far away?
     python docs/bench/sparse.py equal_time  the loss of seven patterns on two texts
     python docs/bench/sparse.py positions   three ways to say where a token stands
-    python docs/bench/sparse.py steps       each step of the chapter, with its pattern
 
 Everything runs on one thread. The report is docs/bench/sparse_PART.md. What is timed
 or trained is kept in sparse_PART.json and not repeated, so a run can be interrupted:
 delete the file to start again. --only=WORDS takes the runs whose name contains one of
 them, --minutes stops after so many. What is timed wants a machine that does nothing
 else. Recall, equal_time and positions count steps, not seconds, so they can share it:
-each takes about half an hour on one core. Steps takes longer.
+each takes about half an hour on one core. The chapter's steps are measured by steps.py.
 """
 
 import argparse
@@ -28,13 +27,11 @@ import runpy
 import statistics
 import subprocess
 import sys
-import tempfile
 import textwrap
 import time
 from pathlib import Path
 
 import numpy as np
-import steps as chapter
 import torch
 import torch.nn.functional as F
 
@@ -728,66 +725,9 @@ row plus one for each column. Rotary: nothing is added; queries and keys are tur
     write_report("positions", notes, tables, runs)
 
 
-# ----------------------------------------------------------------- Steps of the chapter
-OF_STEP = {  # what a step of the chapter is about
-    "05": "--pattern=strided",
-    "06": "--pattern=strided",
-    "07": "--pattern=alternate --combine=layers",
-    "08": "--pattern=sinks",
-    "10": "--pattern=selection",
-}
-
-
-def steps(args):
-    """Each step of the chapter, with its pattern: loss, time and a sample."""
-    record = Record("steps", args)
-    count = args.steps or 150
-    with tempfile.TemporaryDirectory() as folder:
-        files = chapter.files_of("sparse_gpt", Path(folder))
-        for kind in ("loss", "time"):
-            for name, path in files.items():
-                if not record.wants(f"{kind} {name}"):
-                    continue
-                settings = {
-                    "max_new_tokens": 120,
-                    "prompt": "ROMEO:",
-                    "max_iters": count,
-                }
-                if kind == "time":
-                    settings |= {"max_new_tokens": 1, "max_iters": 12, "eval_tokens": 1}
-                settings["eval_interval"] = settings["max_iters"]
-                known = chapter.known_flags(path)
-                for flag in OF_STEP.get(name[:2], "").split():
-                    key, value = flag.lstrip("-").split("=")
-                    settings[key] = value
-                result = chapter.train(path, known, settings, 1)
-                record.add(f"{kind} {name}", **result)
-        names = list(files)
-    runs = record.runs()
-    rows = [["", "flags", "val loss", "ms per step", "peak MiB"]]
-    samples = []
-    for name in names:
-        loss = runs.get(f"loss {name}", {})
-        timed = runs.get(f"time {name}", {})
-        row = [name, f"`{OF_STEP.get(name[:2], '')}`", f"{loss.get('val loss', 0):.3f}"]
-        row += [
-            f"{timed.get('ms per step', 0):,.0f}",
-            f"{loss.get('peak MiB', 0):,.0f}",
-        ]
-        rows.append(row)
-        sample = loss.get("sample", "")
-        samples += ["", f"### {name}", "", "```text", sample, "```"]
-    notes = f"""
-{count} steps of each file, one seed, one thread; ms per step of another run of 12.
-"""
-    write_report("steps", notes, {"Loss and time": rows}, runs)
-    with open(BENCH / "sparse_steps.md", "a", encoding="utf-8") as f:
-        f.write("\n".join(samples) + "\n")
-
-
 PARTS = {"counts": counts, "speed": speed, "sampling": sampling}
 PARTS |= {"crossover": crossover, "recall": recall, "equal_time": equal_time}
-PARTS |= {"positions": positions, "steps": steps}
+PARTS |= {"positions": positions}
 
 
 def main():
@@ -797,7 +737,7 @@ def main():
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--only", default="", help="words in the names of runs")
     parser.add_argument("--minutes", type=float, default=0, help="stop after as many")
-    parser.add_argument("--steps", type=int, default=0, help="of recall or steps")
+    parser.add_argument("--steps", type=int, default=0, help="of recall")
     parser.add_argument("--seconds", type=float, default=30, help="of a training")
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -38,10 +38,20 @@ BENCH = ROOT / "docs/bench"
 CHAPTERS = {
     "v2_attention": ("bigram", 1000, 300),
     "gpt_char": ("v2_attention", 300, 100),
-    "gpt2_train": ("gpt_char", 250, 60),
-    "sparse_gpt": ("gpt2_train", 250, 30),
+    "gpt2_train": ("gpt_char", 100, 40),
+    "sparse_gpt": ("gpt2_train", 150, 30),
     "by_hand": ("bigram", 1000, 300),
     "chat": ("gpt_char", 250, 60),
+}
+# {chapter: {number of a step: flags that show what the step is about}}
+FLAGS = {
+    "sparse_gpt": {
+        "05": {"pattern": "strided"},
+        "06": {"pattern": "strided"},
+        "07": {"pattern": "alternate", "combine": "layers"},
+        "08": {"pattern": "sinks"},
+        "10": {"pattern": "selection"},
+    }
 }
 SAMPLE_LENGTH = 120  # characters of the sample that the report shows
 LINE = "-" * 80 + "\n"  # what the scripts print around a sample
@@ -121,8 +131,13 @@ def train(path, known, settings, threads):
         result = {"seconds": round(seconds, 3)}
         if memory is not None:
             result["peak MiB"] = round(memory, 1)
+        per_byte = r"^final val loss .* ([\d.]+) per byte"
         losses = re.findall(r"^final val loss ([\d.]+)", output, re.M)
         if losses:
+            result["val loss"] = float(losses[-1])
+        losses = re.findall(per_byte, output, re.M)
+        if losses:  # tokens are not characters
+            result["per token"] = result["val loss"]
             result["val loss"] = float(losses[-1])
         sample = sample_of(output)
         if sample is not None:
@@ -172,7 +187,12 @@ def files_of(chapter, folder):
     return files
 
 
-def loss_settings(args, seed):
+def flags_of(args, name):
+    """The flags of a step that are its own."""
+    return FLAGS.get(args.chapter, {}).get(name[:2], {})
+
+
+def loss_settings(args, name, seed):
     """What a run is given whose loss and sample count."""
     return {
         "max_iters": args.max_iters,
@@ -182,10 +202,11 @@ def loss_settings(args, seed):
         "max_new_tokens": args.max_new_tokens,
         "num_samples": 1,
         "hellaswag": False,
+        **flags_of(args, name),
     }
 
 
-def time_settings(args, steps):
+def time_settings(args, name, steps):
     """What a run is given whose time counts."""
     return {
         "max_iters": steps,
@@ -194,6 +215,7 @@ def time_settings(args, steps):
         "max_new_tokens": 1,
         "num_samples": 1,
         "hellaswag": False,
+        **flags_of(args, name),
     }
 
 
@@ -202,12 +224,12 @@ def plan(args, names):
     runs = []
     for seed in args.seeds:
         for name in names:
-            runs.append((name, loss_settings(args, seed), 0))
+            runs.append((name, loss_settings(args, name, seed), 0))
     if args.time:
         for count in range(args.rounds):
             for name in names:
                 for steps in (2, args.time_iters):
-                    runs.append((name, time_settings(args, steps), count))
+                    runs.append((name, time_settings(args, name, steps), count))
     return runs
 
 
@@ -257,7 +279,7 @@ def collect(args, files, codes, book):
     for name in files:
         row = {"val loss": [], "ms per step": [], "peak MiB": [], "machines": {}}
         for seed in args.seeds:
-            settings = loss_settings(args, seed)
+            settings = loss_settings(args, name, seed)
             found = book.runs.get(book.key(codes[name], settings))
             if found is None:
                 continue
@@ -270,7 +292,7 @@ def collect(args, files, codes, book):
         for count in range(args.rounds):
             pair = []
             for steps in (2, args.time_iters):
-                settings = time_settings(args, steps)
+                settings = time_settings(args, name, steps)
                 key = book.key(codes[name], settings, count)
                 pair.append(book.runs.get(key))
             if None in pair:
@@ -329,10 +351,19 @@ def report(args, rows, failures):
     if any(row["ms per step"] for row in rows.values()):
         lines.append(f"- ms per step: {args.time_iters} steps, {args.rounds} rounds")
     lines += ["", "## Loss, time and memory", ""]
-    lines.append("| step | val loss | ms per step | peak MiB |")
-    lines.append("|---|---:|---:|---:|")
+    head = ["step", "val loss", "ms per step", "peak MiB"]
+    line = ["---", "---:", "---:", "---:"]
+    if args.chapter in FLAGS:
+        head.insert(1, "flags")
+        line.insert(1, "---")
+    lines.append("| " + " | ".join(head) + " |")
+    lines.append("|" + "|".join(line) + "|")
     for name, row in rows.items():
-        cells = [name, cell(row["val loss"], 4), cell(row["ms per step"], 1)]
+        cells = [name]
+        if args.chapter in FLAGS:
+            flags = flags_of(args, name)
+            cells.append(" ".join(f"`--{flag}={flags[flag]}`" for flag in flags))
+        cells += [cell(row["val loss"], 4), cell(row["ms per step"], 1)]
         cells.append(cell(row["peak MiB"][:1], 0))
         lines.append("| " + " | ".join(cells) + " |")
     for name, reason in failures.items():
