@@ -1,6 +1,6 @@
 """What the steps of gpt2_train.md are for, where a CPU can show it.
 
-    python docs/bench/engineer.py                 every part that is not measured yet
+    python docs/bench/engineer.py                 every part that is missing
     python docs/bench/engineer.py cache zero      these parts, again
     python docs/bench/engineer.py --list
 
