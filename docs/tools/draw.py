@@ -239,25 +239,29 @@ def qkv():
         # A quarter as wide as x, as its rows have a quarter as many numbers
         axes = figure.add_axes((start, 0.12, width / 4, 0.32))
         strip(axes, matrix, "", color, text)
-        axes.set_title(letter, color=color, fontsize=14, weight="bold")
+        axes.set_title(letter, color=color, fontsize=14, weight="bold", pad=4)
         middle = start + width / 8
         line = dict(arrowstyle="simple,head_width=1.2,head_length=0.8,tail_width=0.3")
         line |= dict(color=color, linewidth=0, shrinkA=0, shrinkB=0)
-        at = dict(xycoords="figure fraction", textcoords="figure fraction")
-        top.annotate("", (middle, 0.485), (middle, 0.612), arrowprops=line, **at)
+        # Not "figure fraction", which ignores that the figure is cut when it is saved
+        at = dict(xycoords=figure.transFigure, textcoords=figure.transFigure)
+        top.annotate("", (middle, 0.49), (middle, 0.612), arrowprops=line, **at)
         words = dict(fontsize=13, ha="center", va="center", weight="bold")
         words["bbox"] = dict(facecolor=fill, edgecolor=color, boxstyle="round,pad=0.3")
         figure.text(middle, 0.563, f"self.{layer}", **words)
-    words = f"... become three times {q.shape[1]}, in head {HEAD + 1}"
-    figure.text(left + width / 2, 0.07, words, ha="center", fontsize=13)
+    each = []
+    for _, letter, matrix, _, _ in parts:
+        each.append(f"{matrix.shape[1]} in {letter}")
+    words = f"... become {', '.join(each)} (head {HEAD + 1})"
+    figure.text(left + width / 2, 0.07, words, ha="center")
     figure.text(left + width / 2, 0.02, SIGNS, ha="center", color="#555555")
     save(figure, "qkv", "The queries, keys and values of a line, made from its vectors")
 
 
-def cells(axes, matrix, text, title, limits, words):
+def cells(axes, matrix, text, title, limits, words, size):
     """Draw a matrix of positions in colours; words: {(row, column): what to write}.
 
-    What is hidden from a position is None, and stays empty.
+    What is hidden from a position is nan, and stays empty.
     """
     T = len(text)
     low, high = limits
@@ -266,7 +270,12 @@ def cells(axes, matrix, text, title, limits, words):
     for (i, j), word in words.items():
         dark = matrix[i, j] > low + 0.6 * (high - low)
         color = "white" if dark else "black"
-        axes.text(j, i, word, ha="center", va="center", fontsize=10, color=color)
+        at = dict(ha="center", va="center_baseline", fontsize=size)
+        axes.text(j, i, word, color=color, **at)
+    for edge in range(1, T):
+        line = dict(color="white", linewidth=0.8)
+        axes.axhline(edge - 0.5, **line)
+        axes.axvline(edge - 0.5, **line)
     if np.isnan(matrix[0, -1]):
         place = (0.72 * T - 0.5, 0.25 * T - 0.5)
         axes.text(*place, "the future", ha="center", va="center", color="#666666")
@@ -316,7 +325,7 @@ def attention():
     )
     for name, shape, size in (
         ("attention", (2, 2), (7.8, 8.6)),
-        ("attention_narrow", (4, 1), (4.4, 11.6)),  # lower, to see more at once
+        ("attention_narrow", (4, 1), (4.4, 9.9)),  # lower, to see more at once
     ):
         narrow = shape[1] == 1
         figure, all_axes = plt.subplots(*shape, figsize=size, layout="constrained")
@@ -324,13 +333,22 @@ def attention():
         *first, last = all_axes.flat
         for axes, panel in zip(first, panels):
             title, matrix, limits, words = panel
-            cells(axes, matrix, text, title, limits, words)
-            if axes is first[0] or not narrow:
+            # Two digits and a minus are as wide as a cell of the wide form
+            size = 10 if narrow or limits == (0, 1) else 8.5
+            cells(axes, matrix, text, title, limits, words, size)
+            if not narrow:
                 axes.set_xlabel("the letter that is looked at\n(strong colour: high)")
+            elif axes is first[0]:
+                axes.set_xlabel("the letter that is looked at")
         strip(last, output, "", "black", text)
-        last.set_title("4. output: weights · V", fontsize=14, weight="bold")
+        # As high above the panel as where letters are between
+        pad = 6 if narrow else 25
+        last.set_title("4. output: weights · V", fontsize=14, weight="bold", pad=pad)
         last.tick_params(labelsize=13)
-        last.set_xlabel(f"32 numbers for each letter\n({SIGNS})")
+        words = f"32 numbers for each letter\n({SIGNS})"
+        if narrow:
+            words += "\nin 1 to 3, strong colour: high"
+        last.set_xlabel(words)
         for axes in all_axes.flat:
             columns = T if axes is not last else output.shape[1]
             frame(axes, -0.5, row - 0.5, columns, 1)
@@ -389,7 +407,9 @@ def samples():
     columns = 46
     style = f'fill="{GREEN}" font-weight="bold"'
     out = [f'<text x="8" y="24" {style}>green: words of Shakespeare</text>']
-    y = 62
+    words = "each sample goes on; the % counts all of it"
+    out.append(f'<text x="8" y="45" font-size="14">{words}</text>')
+    y = 80
     *_, last = run["samples"]
     for step, sample in run["samples"].items():
         words = re.findall(r"[A-Za-z']+", sample)
@@ -483,24 +503,32 @@ def schedule():
     get_lr = names["get_lr"]
     get_lr.__globals__["max_iters"] = last_step  # instead of 0
     peak = max(range(last_step), key=get_lr)
-    style = dict(sharey=True, width_ratios=(1, 2.2), layout="constrained")
+    style = dict(sharey=True, width_ratios=(1, 1.9), layout="constrained")
     figure, (start, whole) = plt.subplots(1, 2, figsize=(4.9, 4.1), **style)
     for axes, steps in ((start, range(peak + 1)), (whole, range(peak, last_step + 1))):
         axes.plot(steps, [get_lr(step) for step in steps], color=GREEN, linewidth=3)
         axes.grid()
         axes.set_xlabel("step")
-    start.set(xlim=(0, peak), xticks=[0, peak], ylabel="learning rate")
+    start.set(xlim=(0, 1.15 * peak), xticks=[0, peak], ylabel="learning rate")
     heights = (0, 0.005, 0.01, 0.015)
     start.set_yticks(heights, [f"{height:g}" for height in heights])
     start.set_ylim(0, 0.0165)
     start.plot(0, get_lr(0), "o", color=GREEN, markersize=9, clip_on=False, zorder=3)
     start.text(0.45, get_lr(0) - 0.0008, f"{get_lr(0):g}", color=GREEN)
-    style = dict(weight="bold", fontsize=13, color=GREEN)
-    start.set_title(f"up: first {peak}\nsteps, stretched", **style)
-    whole.set_xlim(peak, last_step)
-    ticks = range(1000, last_step + 1, 1000)
+    highest = f"{get_lr(peak):.1e}".replace("e-0", "e-")
+    words = f"{get_lr(peak):g} = {highest}"
+    whole.text(peak + 130, 1.01 * get_lr(peak), words, color=GREEN)
+    whole.set_xlim(peak - 0.05 * last_step, last_step)
+    ticks = [peak, *range(2000, last_step + 1, 2000)]
     whole.set_xticks(ticks, [f"{step:,}" for step in ticks])
-    whole.set_title(f"down in a line:\n{last_step - peak:,} steps", **style)
+    titles = (
+        (start, f"up: {peak} steps", "axis stretched"),
+        (whole, f"down: {last_step - peak:,} steps", "in a straight line"),
+    )
+    for axes, title, words in titles:
+        axes.set_title(title, weight="bold", fontsize=13, color=GREEN, pad=22)
+        at = dict(ha="center", va="bottom", color=GREEN, transform=axes.transAxes)
+        axes.text(0.5, 1.02, words, **at)
     whole.spines["left"].set_visible(False)
     whole.tick_params(axis="y", length=0)
     slash = dict(marker=[(-0.6, -1), (0.6, 1)], markersize=13, color="black")
@@ -525,8 +553,9 @@ def worth():
         before = rows[-1][2] if rows else loss
         rows.append((number, before, loss))
     groups = {1: "architecture", 7: "optimizer", 28: "sizes"}  # where they begin
-    notes = {7: "back to plain, on purpose", 28: "larger: pays after 4,000 steps"}
-    figure, axes = plt.subplots(figsize=(4.9, 5.3))
+    notes = {7: "back to plain, on purpose", 8: "pays off with step 9"}
+    notes |= {11: "pays off in long runs", 28: "larger: pays off after 4,000 steps"}
+    figure, axes = plt.subplots(figsize=(4.9, 6.6))
     y = 0
     above = None  # the bar before
     for number, before, loss in rows:
@@ -547,24 +576,24 @@ def worth():
             axes.plot([before, before], [above, y], color=GREY, linewidth=1, zorder=0)
         bar = dict(height=0.64, color=color, edgecolor=color, linewidth=1.5)
         axes.barh(y, change, left=before, **bar)
-        weight = "bold" if abs(change) > 0.2 else "normal"
-        style = dict(va="center", weight=weight)
+        style = dict(va="center_baseline")
         axes.text(1.66, y, f"{loss:.3f}", ha="right", color=color, **style)
         end = max(before, loss) + 0.05
         if abs(change) > 1:  # room for the words in the bar
             middle = (before + loss) / 2
-            style |= dict(color="white", fontsize=11)
+            style |= dict(color="white", fontsize=10.5)
             axes.text(middle, y, title, ha="center", **style)
         else:
             axes.text(end, y, title, **style)
         above = y
         if number in notes:
-            y += 0.75
+            y += 0.8
             axes.text(end, y, notes[number], va="center", color=RED)
         y += 1
-    axes.set(yticks=[], ylim=(y - 0.3, -0.7), xlim=(1.29, 3.75))
+    axes.text(1.66, -1, "val loss", ha="right", va="center_baseline", weight="bold")
+    axes.set(yticks=[], ylim=(y - 0.3, -1.5), xlim=(1.29, 3.75))
     axes.set_xticks([2, 2.5, 3])
-    axes.set_xlabel("val loss after 300 steps; green: lower, red: higher")
+    axes.set_xlabel("val loss after 300 steps\ngreen: lower, red: higher")
     axes.spines["left"].set_visible(False)
     axes.spines["bottom"].set_bounds(1.75, 3.4)
     save(figure, "worth", "What each step of the chapter on the Transformer bought")
@@ -585,7 +614,7 @@ def architecture():
         (
             "LayerNorm, attention",
             "self.attn(self.ln_1(x))",
-            "positions talk to each other",
+            "positions read earlier ones",
             LIGHT_ORANGE,
             376,
             74,
@@ -686,21 +715,23 @@ def muon():
         (both[1], ((1, 0), (0, 1)), "Muon's update", PURPLE, ("× 1", "× 1")),
     ):
         image = [(a * x + b * y, c * x + d * y) for x, y in circle]
-        axes.plot(*zip(*image), color=color, linewidth=2.5)
-        axes.plot(*zip(*circle), color="#444444", linewidth=1.2, linestyle="--")
+        width = 2.5 if (a, b) == (3, 2) else 4.5  # wide enough to lie under dashes
+        axes.plot(*zip(*image), color=color, linewidth=width)
+        dashed = dict(color="black", linewidth=1.2, linestyle="--", zorder=3)
+        axes.plot(*zip(*circle), **dashed)
         for sign, factor in zip((1, -1), factors):
             x, y = math.sqrt(0.5), sign * math.sqrt(0.5)
             end = (a * x + b * y, c * x + d * y)
             arrow(axes, (0, 0), end, color)
             at = dict(color=color, va="center", fontsize=14, weight="bold")
             if factor == "× 5":
-                axes.text(1.2, 2.9, factor, ha="right", **at)
+                axes.text(3.6, 2.5, factor, **at)
             else:
                 axes.text(0.95, 1.2 * sign, factor, **at)
-        axes.set(xlim=(-3.9, 3.9), ylim=(-3.9, 4.3), aspect="equal")
+        axes.set(xlim=(-3.9, 5.1), ylim=(-3.9, 4.3), aspect="equal")
         axes.axis("off")
         axes.set_title(title, fontsize=14, color=color, weight="bold")
-    words = "dashed: arrows of length 1; solid: what becomes of them"
+    words = "dashed: all arrows of length 1\nsolid: what they become"
     top.supxlabel(words, fontsize=12)
     report = (DOCS / "bench/effects.json").read_text(encoding="utf-8")
     values = json.loads(report)["spectrum"]["value"]
@@ -719,7 +750,7 @@ def muon():
     real.set(ylim=(0, 1.1), xlim=(1, len(values)), yticks=[0, 0.5, 1])
     real.set_xticks([1, 32, 64, 96, 128])
     real.set_xlabel("directions, by size")
-    real.set_ylabel("factor (largest: 1)")
+    real.set_ylabel("stretching factor\n(largest: 1)")
     save(figure, "muon", "A gradient and Muon's update: how far each direction moves")
 
 
@@ -732,33 +763,35 @@ def overfitting():
         ("small text", RED, 3.5),
         ("small text, dropout 0.2", GREEN, 2),
     ):
+        output = runs[name]["output"]
         pattern = r"step +(\d+) \| train loss (\S+) \| val loss (\S+)"
-        lines = re.findall(pattern, runs[name]["output"])
+        lines = re.findall(pattern, output)
         steps, train, val = zip(*((int(s), float(a), float(b)) for s, a, b in lines))
-        axes.plot(steps, val, color=color, linewidth=width)
         axes.plot(steps, train, color=color, linewidth=1.5, linestyle="--")
+        low = min(zip(val, steps))
+        last = int(re.search(r"--max_iters=(\d+)", runs[name]["flags"])[1])
+        final = float(re.search(r"final val loss (\S+)", output)[1])
+        steps += (last,)
+        val += (final,)
+        axes.plot(steps, val, color=color, linewidth=width)
+        axes.plot(last, final, "o", color=color, markersize=7, clip_on=False)
+        at = dict(color=color, ha="right", fontsize=13)
         if color == RED:
-            axes.fill_between(steps, train, val, color=RED, alpha=0.12, linewidth=0)
-            low = min(zip(val, steps))
             axes.plot(low[1], low[0], "o", color=RED, markersize=9)
             words = f"lowest: {low[0]:.2f}"
-            axes.text(low[1] + 20, low[0] + 0.27, words, color=RED, ha="center")
-            last, ends = steps[-1], (train[-1], val[-1])
-    at = dict(ha="right", va="center", fontsize=13)
-    axes.text(0.64 * last, 2.95, "no dropout", color=RED, weight="bold", **at)
-    words = "with dropout:\nclose together"
-    axes.text(0.985 * last, 1.17, words, color=GREEN, **at)
-    axes.text(0.985 * last, 4.15, "solid: val, dashed: train", color="#444444", **at)
-    style = dict(arrowstyle="<->", color=RED, linewidth=2, shrinkA=0, shrinkB=0)
-    x = 1.03 * last
-    axes.annotate(
-        "", (x, ends[0]), (x, ends[1]), arrowprops=style, annotation_clip=False
-    )
-    style = dict(color=RED, weight="bold", fontsize=14, rotation=90, va="center")
-    axes.text(1.05 * last, sum(ends) / 2, "overfitting: the gap", **style)
+            axes.text(low[1] + 240, low[0] + 0.3, words, **at)
+            axes.text(last, final + 0.17, f"val {final:.2f}", **at)
+            axes.text(last, train[-1] - 0.22, f"train {train[-1]:.2f}", **at)
+            words = "without dropout\nval rises: overfitting"
+            axes.text(0.68 * last, 3.1, words, weight="bold", **at)
+        else:
+            axes.text(last, final + 0.12, f"val {final:.2f}", **at)
+            axes.text(last, train[-1] - 0.22, f"train {train[-1]:.2f}", **at)
+            axes.text(last, 0.78, "with dropout\nboth stay close", **at)
     axes.set(xlabel="step", ylabel="loss on a text of 30 KB", ylim=(0, 4.4))
     axes.set_xlim(0, last)
-    axes.set_xticks(range(0, last + 1, 500))
+    ticks = range(0, last + 1, 400)
+    axes.set_xticks(ticks, [f"{step:,}" for step in ticks])
     axes.grid()
     save(figure, "overfitting", "Loss on a short text, with and without dropout")
 
@@ -854,13 +887,14 @@ def patterns():
     for kind, word in {
         "a1": "seen in hop 1",
         "a2": "seen in hop 2",
-        "none": "reached in two hops",
+        "none": "not seen, reached",
     }.items():
         out.append(
             f'<use href="#{kind}" transform="translate({x} {y - 17}) scale(2.6)"/>'
             f'<text x="{x + 30}" y="{y}">{word}</text>'
         )
         y += 42
+    out.append(f'<text x="{x + 30}" y="{y - 14}">through both hops</text>')
     out.append("</svg>")
     write("patterns", "\n".join(out))
 
@@ -876,12 +910,13 @@ def layouts():
         "strided": (column, "sorted by column"),
         "fixed": (last_columns, "summaries first"),
     }
-    figure = plt.figure(figsize=(4.9, 6.4), layout="constrained")
+    skipped = "#d0d0d0"  # lighter, it would be lost in the dark
+    figure = plt.figure(figsize=(4.9, 6.8), layout="constrained")
     *parts, below = figure.subfigures(3, 1, height_ratios=(1, 1, 0.12))
     for part, (pattern, (hop, own)) in zip(parts, rows.items()):
         both = part.subplots(1, 2)
         counts = []
-        orders = {"as they come": as_they_come, own: hop.order}
+        orders = {"positions as they come": as_they_come, own: hop.order}
         for axes, (title, order) in zip(both, orders.items()):
             positions = sorted(range(T), key=order)
             seen = []
@@ -893,7 +928,7 @@ def layouts():
                         for x in range(left, left + row):
                             if names["sees"](hop, positions[y], positions[x]):
                                 seen.append((y, x))
-                    color = LIGHT_GREY
+                    color = skipped
                     if len(seen) > before:
                         color = LIGHT_ORANGE
                         computed += 1
@@ -902,14 +937,24 @@ def layouts():
                     axes.add_patch(block)
             squares(axes, T, 10, {(BLUE, 1): seen})
             axes.set_title(title, fontsize=13)
-            axes.set_xlabel("keys" if pattern == "strided" else "")
+            axes.set_xlabel("keys")
             counts.append(computed)
+            if title == "summaries first":  # the queries are in this order, too
+                summaries = c * T // row
+                edge = summaries - 0.5
+                axes.plot([-0.5, T - 0.5], [edge, edge], color="black", linewidth=1.2)
+                right = T - 1.3
+                at = dict(ha="right", va="center", fontsize=12)
+                axes.text(right, edge / 2, "queries that\nare summaries", **at)
+                axes.text(right, (edge + T) / 2 - 3, "the other\nqueries", **at)
         both[0].set_ylabel("queries")
         words = f"{pattern}: {counts[0]} → {counts[1]} of {(T // row) ** 2} blocks"
         part.suptitle(words, fontsize=14, weight="bold")
-    kinds = {"seen in hop 2": BLUE, "computed": LIGHT_ORANGE, "skipped": LIGHT_GREY}
+    kinds = {"seen in hop 2": BLUE, "block computed": LIGHT_ORANGE}
+    kinds["block skipped"] = skipped
     handles = [Patch(color=color, label=kind) for kind, color in kinds.items()]
-    style = dict(ncols=3, frameon=False, columnspacing=1, handlelength=1.2)
+    style = dict(ncols=3, frameon=False, columnspacing=0.8, handlelength=0.9)
+    style |= dict(handletextpad=0.4, fontsize=11.5)
     below.legend(handles=handles, loc="center", **style)
     title = "The blocks of scores that are computed, before and after reordering"
     save(figure, "layouts", title)
@@ -921,6 +966,7 @@ def curves():
     figure, axes = plt.subplots(figsize=(4.9, 4.6), layout="constrained")
     nothing = runs["bigram"]["points"][0][1]  # before the first step
     transformers = {}  # their last losses
+    higher = {}  # of those that begin above the picture: when they enter it, and color
     last = max(run["points"][-1][0] for run in runs.values())
     below = plt.Rectangle((0.01, 1), 1000, nothing - 1, transform=axes.transData)
     for name, run in runs.items():
@@ -929,33 +975,50 @@ def curves():
         end = (seconds[-1], losses[-1])
         color = COLORS[name]
         (line,) = axes.plot(seconds, losses, linewidth=2.5, color=color)
-        line.set_clip_path(below)  # with 256 tokens they begin higher, at 5.5
-        axes.plot(*end, "o", color=color, markersize=8)
-        if name in ("bigram", "v2_attention"):
+        line.set_clip_path(below)  # with 256 tokens they begin higher
+        if losses[0] > nothing:
+            first_loss = run["points"][0][1]
+            higher[next(s for s, loss in points if loss <= nothing)] = color
+        axes.plot(*end, "o", color=color, markersize=8, zorder=3)
+        if name == "bigram":
             at = dict(color=color, ha="right", va="top", fontsize=13)
-            place = (end[0] * (1.2 if name == "bigram" else 0.42), end[1] - 0.1)
+            axes.text(1.2 * end[0], end[1] - 0.1, f"{name}.py: {end[1]:.2f}", **at)
+        elif name == "v2_attention":
+            # Below the other lines; a thin one leads from there to the dot
+            at = dict(color=color, ha="right", va="center", fontsize=13)
+            place = (0.8 * end[0], end[1] - 0.33)
             axes.text(*place, f"{name}.py: {end[1]:.2f}", **at)
+            leader = ((0.72 * end[0], end[0]), (end[1] - 0.24, end[1]))
+            axes.plot(*leader, color=color, linewidth=1)
         else:
             transformers[name] = end[1]
-    # They end together: their names are in the corner that no line reaches
+    # They end together: their names are above their ends, the lowest first
     count = {2: "two", 3: "three"}[len(transformers)]
     low, high = min(transformers.values()), max(transformers.values())
     words = f"{low:.2f}"
     if f"{high:.2f}" != words:
         words += f" to {high:.2f}"
     at = dict(ha="right", va="center", fontsize=13)
-    axes.text(last, 3.87, count, weight="bold", **at)
-    axes.text(last, 3.67, "Transformers:", weight="bold", **at)
-    axes.text(last, 3.47, words, weight="bold", **at)
-    for n, name in enumerate(transformers):
-        axes.text(last, 3.22 - 0.2 * n, f"{name}.py", color=COLORS[name], **at)
-    arrow(axes, (0.8 * last, 2.64), (0.95 * last, high + 0.13))
+    y = 2.5
+    for name in reversed(transformers):
+        axes.text(last, y, f"{name}.py", color=COLORS[name], **at)
+        y += 0.2
+    for line in (words, "Transformers:", count):
+        y += 0.02
+        axes.text(last, y, line, weight="bold", **at)
+        y += 0.2
+    arrow(axes, (0.8 * last, 2.37), (0.95 * last, high + 0.13))
     axes.axhline(nothing, color=GREY, linewidth=1, linestyle="--")
-    words = f"{nothing:.2f}: knows nothing yet"
-    axes.text(last, nothing + 0.04, words, ha="right")
+    axes.text(0.02, nothing + 0.05, f"{nothing:.2f}: knows nothing yet")
+    if higher:
+        words, color = f"starts at {first_loss:.1f}", max(higher.items())[1]
+        if len(higher) == 2:
+            words, color = f"both start at {first_loss:.1f}", "#444444"
+        axes.text(1.2 * max(higher), nothing - 0.1, words, color=color, va="top")
+    right = max(330, 1.3 * last)
     axes.set(xscale="log", xlabel="time of training, on two cores (log scale)")
-    axes.set(ylabel="val loss: lower is better", ylim=(1.2, 4.45), xlim=(0.018, 320))
-    ticks = {0.1: "0.1 s", 1: "1 s", 10: "10 s", 60: "1 min", 240: "4 min"}
+    axes.set(ylabel="val loss: lower is better", ylim=(1.2, 4.45), xlim=(0.018, right))
+    ticks = {0.1: "0.1 s", 1: "1 s", 10: "10 s", 60: "1 min", 300: "5 min"}
     axes.set_xticks([*ticks], [*ticks.values()])
     axes.minorticks_off()
     axes.grid()
@@ -974,9 +1037,9 @@ def peers():
             (row["train s"][0], row["val loss"][0])
         )
     labels = {  # the colour, the places of the name and of the last loss
-        "gpt_char": (GREEN, (9, 1.72), (178, 1.41)),
-        "nanoGPT": (ORANGE, (94, 2.03), (240, 1.615)),
-        "ng-video-lecture": (BLUE, (14.5, 2.46), (240, 1.695)),
+        "gpt_char": (GREEN, (5.8, 1.87), (207, 1.42)),
+        "nanoGPT": (ORANGE, (94, 2.03), (246, 1.615)),
+        "ng-video-lecture": (BLUE, (14.5, 2.46), (246, 1.695)),
     }
     for name, (color, place, end) in labels.items():
         points = sorted(runs[name])
@@ -995,18 +1058,20 @@ def peers():
         axes.text(*end, f"{best[-1][1]:.2f}", **at)
     axes.axhline(1.4697, color=GREY, linewidth=1, linestyle="--")  # nanoGPT's README
     words = "1.4697: nanoGPT, 3 minutes of an A100"
-    axes.text(5.7, 1.4, words, color="#555555", fontsize=11)
-    words = "hollow: a shorter run\nwas better"
+    axes.text(5.7, 1.39, words, color="#555555", fontsize=11)
+    words = "kinks and hollow dot:\nthe computer's speed varied"
     axes.text(5.7, 1.54, words, color="#555555", fontsize=11)
     axes.set(xscale="log", xlabel="seconds of training, on two cores (log scale)")
-    axes.set(ylabel="val loss: lower is better", xlim=(5.3, 330), ylim=(1.35, 2.7))
+    axes.set(ylabel="val loss: lower is better", xlim=(5.3, 400), ylim=(1.35, 2.7))
+    axes.set_yticks([1.5, 2, 2.5])
     ticks = [7.5, 15, 30, 60, 120, 240]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.grid()
-    save(
-        figure, "peers", "Validation loss of gpt_char.py, nanoGPT and ng-video-lecture"
-    )
+    title = "gpt_char is lowest throughout"
+    axes.set_title(title, fontsize=14, weight="bold")
+    title = "Validation loss of gpt_char.py, nanoGPT and ng-video-lecture"
+    save(figure, "peers", title)
 
 
 def cost():
@@ -1015,26 +1080,31 @@ def cost():
     runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
     lengths = sorted(int(name.split()[2]) for name in runs)
     figure, axes = plt.subplots(figsize=(4.9, 4.6), layout="constrained")
-    colors = {"dense": ("#333333", 11_000), "window, two rows": (GREEN, 950)}
-    colors |= {"fixed": (BLUE, 530), "strided": (ORANGE, 300)}  # and heights of labels
-    for name, (color, height) in colors.items():
+    # The color, and the factor from the last point up to the label
+    colors = {"dense": ("#333333", 1), "window, two rows": (GREEN, 1.62)}
+    colors |= {"fixed": (BLUE, 1), "strided": (ORANGE, 0.78)}
+    for name, (color, up) in colors.items():
         times = []
         for T in lengths:
             times.append(statistics.median(runs[f"T = {T}"]["times"][name]))
         width = 3 if name in ("dense", "strided") else 1.5
         axes.plot(lengths, times, "o-", linewidth=width, color=color)
-        label = f"{name.split(',')[0]} {times[-1] / 1000:.1f} s"
+        seconds = times[-1] / 1000
+        digits = 1 if seconds > 1 else 2
+        words = name.replace(", ", " of\n")
+        label = f"{words} {seconds:.{digits}f} s"
         at = dict(color=color, va="center", fontsize=13)
-        axes.text(lengths[-1] * 1.2, height, label, **at)
+        axes.text(lengths[-1] * 1.2, times[-1] * up, label, **at)
         factor = times[-1] / times[-2]
         x = math.sqrt(lengths[-2] * lengths[-1])
         y = math.sqrt(times[-2] * times[-1])
         at = dict(color=color, weight="bold", va="center", fontsize=13)
+        at["bbox"] = dict(facecolor="white", edgecolor="none", pad=1)
         words = f"{lengths[-1] / lengths[-2]:.0f} × positions:\n{factor:.0f} × time"
         if name == "dense":
             axes.text(x * 0.85, 1.9 * y, words, ha="right", **at)
         elif name == "strided":
-            axes.text(x * 0.95, 0.35 * y, words, **at)
+            axes.text(1.05 * lengths[-1], 0.16 * y, words, ha="right", **at)
     axes.set(xscale="log", yscale="log", xlabel="T, positions in the context (log)")
     axes.set(ylabel="time of attention (log)")
     axes.set(xlim=(lengths[0] * 0.85, lengths[-1] * 1.15), ylim=(9, 20_000))
@@ -1061,7 +1131,7 @@ def accumulation():
     arrow(axes, (32.5, 46.5), (37.5, 46.5), GREEN)
     box(axes, 38, 43.5, 11, 6, LIGHT_GREEN, "gradient")
     axes.text(0.5, 31.5, "one after the other", weight="bold", **words)
-    axes.text(25, 31.5, "memory: 2 sequences", **memory)
+    axes.text(25, 31.5, "memory: 2 at a time", **memory)
     for i in range(4):
         y = 22.8 - 7.2 * i
         for j in range(2):
@@ -1093,7 +1163,7 @@ def ddp():
         arrow(axes, (middle, 10.4), (middle, 7), GREEN)
         box(axes, x, 0.4, 21, 6.4, LIGHT_GREEN, "the same step")
     box(axes, 0.5, 10.7, 46, 8.2, LIGHT_GREEN)
-    words = "all-reduce: both get the mean"
+    words = "all-reduce adds, then / 2:\nboth get the mean"
     at = dict(ha="center", va="center", fontsize=14)
     axes.text(23.5, 14.8, words, weight="bold", **at)
     save(figure, "ddp", "Two processes, one mean gradient, and the same step in both")
@@ -1106,6 +1176,7 @@ def zero():
     middles = (11, 36)
     for rank, middle in enumerate(middles):
         axes.text(middle, 51.8, f"rank {rank}", ha="center", weight="bold", fontsize=14)
+        own = middle - 8.5 + 4.25 * (1, 3.5)[rank]  # the middle of its own pieces
         for piece in range(5):
             x = middle - 10.5 + 4.25 * piece
             owner = piece // 3
@@ -1116,13 +1187,13 @@ def zero():
                 axes.add_patch(plt.Rectangle((x, 26.2), 4, 5, **style))
             box(axes, x, 40.7, 4, 5, LIGHT_GREY, str(piece), 13)
             box(axes, x, 0.4, 4, 5, colors[owner], str(piece), 13)
-        arrow(axes, (middle, 40.4), (middle, 31.6))
-        arrow(axes, (middle, 25.8), (middle, 22), GREEN)
+        arrow(axes, (own, 40.4), (own, 31.6))
+        arrow(axes, (own, 25.8), (own, 22), GREEN)
         arrow(axes, (middle, 13.2), (middle, 5.8), GREEN)
     box(axes, 0.5, 13.5, 46, 8.2, LIGHT_GREEN)
     at = dict(ha="center", va="center", fontsize=13)
     axes.text(23.5, 48.3, "mean gradients: the same in both", **at)
-    words = "Muon's work: each\nonly for its own"
+    words = "Muon's work: each\nfor its own pieces"
     axes.text(23.5, 36, words, weight="bold", **at)
     words = "all-gather: both get all of them"
     axes.text(23.5, 17.6, words, weight="bold", **at)
@@ -1137,29 +1208,37 @@ def formats():
         ("bfloat16", 8, 7, -126, 128),
         ("float16", 5, 10, -14, 16),
     )
-    figure, (top, low) = plt.subplots(2, 1, figsize=(4.9, 6.3), layout="constrained")
+    figure, (top, low) = plt.subplots(2, 1, figsize=(4.9, 6.6), layout="constrained")
+    figure.get_layout_engine().set(hspace=0.08)
     for n, (name, exponent, fraction, smallest, largest) in enumerate(kinds):
         y = 2 - n
-        box(top, 0, y, 1, 0.46, LIGHT_GREY)
+        box(top, 0, y, 1, 0.46, LIGHT_GREY, "1", 11)
         box(top, 1, y, exponent, 0.46, LIGHT_ORANGE, str(exponent), 13)
         box(top, 1 + exponent, y, fraction, 0.46, LIGHT_BLUE, str(fraction), 13)
-        color = RED if name == "float16" else "black"
+        color = RED if name == "float16" else "#444444"
         style = dict(color=color, weight="bold", fontsize=13)
         top.text(0, y + 0.53, name, va="bottom", **style)
-        color = RED if name == "float16" else BLUE
-        low.plot([smallest, largest], [y, y], color=color, linewidth=11)
-        tail = smallest - fraction  # smaller ones have fewer digits
-        low.plot([tail, smallest], [y, y], color=color, linewidth=3)
-        style["color"] = color
+        bar = dict(color=color, solid_capstyle="butt")
+        low.plot([smallest, largest], [y, y], linewidth=11, **bar)
+        # Smaller ones have fewer digits; below half of the smallest, they become 0
+        tail = smallest - fraction - 1
+        low.plot([tail, smallest], [y, y], linewidth=3, **bar)
         if name == "float16":
-            low.text(largest + 6, y, "float16\nmisses them", va="center", **style)
+            low.text(largest + 8, y, "float16\nmisses them", va="center", **style)
+            low.text(smallest, y + 0.14, "6e-5", color=color, va="bottom")
         else:
             low.text(largest, y + 0.2, name, ha="right", va="bottom", **style)
         if name == "float32":
             words = dict(color=color, va="bottom")
             low.text(tail, y + 0.2, "thin: fewer digits", **words)
-    top.text(8.2, 2.55, "range", color=ORANGE, ha="center", va="bottom")
-    top.text(20.5, 2.55, "precision", color=BLUE, ha="center", va="bottom")
+    parts = {"sign": LIGHT_GREY, "range": LIGHT_ORANGE, "precision": LIGHT_BLUE}
+    handles = [
+        Patch(facecolor=color, edgecolor="black", linewidth=0.8, label=part)
+        for part, color in parts.items()
+    ]
+    style = dict(ncols=3, frameon=False, loc="upper right", handlelength=1.1)
+    style |= dict(columnspacing=1.2, borderaxespad=0, bbox_to_anchor=(1, 1.02))
+    top.legend(handles=handles, **style)
     top.set(xlim=(-0.2, 32.2), ylim=(-0.1, 3.1))
     top.set_title("bits of a number", fontsize=14, weight="bold")
     top.axis("off")
@@ -1167,10 +1246,9 @@ def formats():
     low.axvspan(-35, -26, color=RED, alpha=0.25, linewidth=0, zorder=0)
     words = "gradients of\nGPT-2's logits"
     low.text(-39, 0.0, words, ha="right", va="center", color=RED)
-    sizes = {1e-38: "1e-38", 3e-8: "3e-8", 6e-5: "\n6e-5", 65504: "65,504"}
-    sizes[3e38] = "3e38"
+    sizes = {1e-38: "1e-38", 3e-8: "3e-8", 65504: "65,504", 3e38: "3e38"}
     low.set_xticks([math.log2(size) for size in sizes], [*sizes.values()], fontsize=13)
-    low.set(yticks=[], ylim=(-0.5, 2.7))
+    low.set(yticks=[], ylim=(-0.5, 2.7), xlabel="size of the number (log scale)")
     low.set_title("sizes that a number can have", fontsize=14, weight="bold")
     low.spines["left"].set_visible(False)
     save(figure, "formats", "The bits and the range of float32, bfloat16 and float16")

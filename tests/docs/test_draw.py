@@ -91,3 +91,37 @@ def test_the_losses_of_the_curves_are_those_of_the_report():
         assert f"{name}.py: {ends[name]:.2f}" in words
     for name in list(ends)[2:]:
         assert f"{name}.py" in words
+
+
+def table_of(chapter, corner):
+    """A table of a chapter, found by its first cell: the numbers of each row."""
+    text = (ROOT / f"docs/{chapter}.md").read_text(encoding="utf-8")
+    (table,) = re.findall(rf"^\| {corner} \|.*\n\|[-|:]+\n((?:\|.*\n)+)", text, re.M)
+    rows = {}
+    for line in table.splitlines():
+        name, *cells = line.strip("|").split("|")
+        rows[name.strip()] = [float(cell) for cell in cells]
+    return rows
+
+
+def test_the_ends_of_overfitting_are_those_of_the_table():
+    words = words_of("overfitting")
+    for dropout, (train, lowest, val) in table_of("gpt_char", "dropout").items():
+        assert f"train {train:.2f}" in words
+        assert f"val {val:.2f}" in words
+        if dropout == "0":
+            assert f"lowest: {lowest:.2f}" in words
+
+
+def test_the_times_of_cost_give_the_factors_of_the_table():
+    """Nearly: the table has the median of factors, the picture medians of times."""
+    words = words_of("cost")
+    seconds = {}
+    for name in ("dense", "two rows", "fixed", "strided"):
+        (label,) = [word for word in words if word.startswith(f"{name} ")]
+        seconds[name] = float(label.removeprefix(name).removesuffix("s"))
+    table = table_of("sparse_gpt", "times faster than dense")
+    rows = {"two rows": "window, two rows", "fixed": "fixed", "strided": "strided"}
+    for name, row in rows.items():
+        factor = seconds["dense"] / seconds[name]
+        assert factor == pytest.approx(table[row][-1], rel=0.05), name
