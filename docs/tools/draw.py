@@ -887,7 +887,7 @@ def patterns():
     for kind, word in {
         "a1": "seen in hop 1",
         "a2": "seen in hop 2",
-        "none": "not seen, reached",
+        "none": "not seen, but reached",
     }.items():
         out.append(
             f'<use href="#{kind}" transform="translate({x} {y - 17}) scale(2.6)"/>'
