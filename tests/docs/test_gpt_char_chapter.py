@@ -197,7 +197,7 @@ def test_every_step_has_its_parts():
         assert places == sorted(places), number
         between = step[places[0] : places[1]].strip()
         assert "\n\n" not in between, number  # the diff stands directly below
-        assert step.count("<details><summary>") == 1, number
+        assert "<details><summary>" in step, number
     titles = re.findall(r"^## (.*)$", CHAPTER, re.M)
     assert not [title for title in titles if " and " in title]
 
