@@ -5,7 +5,7 @@
     python docs/bench/chat.py --only=equal_time --steps=02,03 --seeds=1,2
 
 Each step is trained three ways: for 1,500 steps; for as many steps as fit into the time
-that step 1 takes for 500; and step 5 also for as many as fit into three quarters of the
+that step 1 takes for 300; and step 5 also for as many as fit into three quarters of the
 time of gpt_char.py's 4,000. What a step takes is measured with --time, so do that
 first. The results are kept in docs/bench/steps_chat.json, whose form is that of
 steps.py: what it has of the same code is not measured again, a run can be interrupted,
@@ -29,7 +29,7 @@ import torch
 BENCH = Path(__file__).parent
 SEEDS = (1337, 1, 2)
 ITERS = 1500  # the default of these steps
-SHORT = 500  # equal time: steps of step 1
+SHORT = 300  # equal time: steps of step 1
 LONG = 4000  # the default of gpt_char.py
 SHARE = 0.75  # of the time of gpt_char.py
 TIMED = 30  # steps of a run that is timed
