@@ -4,8 +4,9 @@ A text that fits in smaller letters stays as it is. Otherwise, columns without r
 below, all together, with the first column again. If they go on where the line ended, as
 in "a -> b", they go below their line instead. Text without columns wraps.
 
-A drawing or a matrix is never taken apart. Only the words to its right go below it; if
-it still has no room, one can push it sideways. No word is lost.
+A drawing or a matrix is never taken apart. Only the words to its right go below it, and
+what follows a brace. The names of its rows may stand above them. If it still has no
+room, one can push it sideways. No word is lost.
 """
 
 import itertools
@@ -72,9 +73,10 @@ def paragraph(lines):
     if count(lines) > 1:
         forms = [stacked(table(lines), width) for width in (WIDTH, WIDEST)]
         return min(forms, key=len)
+    is_log = any(" | " in line and len(line) <= WIDEST for line in lines)
     pieces = []
     for line in lines:
-        pieces += wrapped(line)
+        pieces += wrapped(line, WIDEST if is_log else WIDTH)
     return pieces
 
 
@@ -96,6 +98,8 @@ def is_drawing(lines):
         return True  # squares, made of # and .
     if any(bars(above) & bars(below, "edge") for above, below in neighbours(lines)):
         return True
+    if any(splits(above) & splits(below) for above, below in neighbours(lines)):
+        return True
     if has_notes_below(lines):
         return True
     first, *others = columns_of(lines)
@@ -112,6 +116,11 @@ def bars(line, kind="any"):
     """Where a line has bars: any, or those at the edge of a column."""
     pattern = {"any": r"\|", "edge": r"(?<=  )\||\|(?=  )"}[kind]
     return {match.start() for match in re.finditer(pattern, line)}
+
+
+def splits(line):
+    """Where a line has a bar between numbers."""
+    return {match.start() for match in re.finditer(r"(?<=\d )\| +\d", line)}
 
 
 def has_notes_below(lines):
@@ -139,15 +148,21 @@ def with_legend(lines):
     Where the column before the words tells the rows apart, it is there again.
     """
     columns = columns_of(lines)
+    for k, column in enumerate(columns):
+        if {cell.strip() for cell in column} == {"\\", "|", "/"}:
+            return with_brace(columns[: k + 1], columns[k + 1 :])
     *picture, words = columns
     if picture and not re.search(r"[^\s>=-]", "".join(picture[-1])):
         words = joined(picture.pop(), words)  # arrows to the words
     drawn = [GAP.join(row).rstrip() for row in zip(*picture)]
     if len(picture) < 2 or longest(drawn) > WIDEST or not is_prose(words):
-        return [GAP.join(row).rstrip() for row in zip(*columns)]
+        return in_parts(columns) or with_names_above(columns)
     rows = [k for k, cell in enumerate(words) if cell.strip()]
     names = [picture[-1][k].strip() for k in rows]
     told_apart = len(rows) > 1 and len(set(names)) == len(names) and is_prose(names, 1)
+    if told_apart and len(rows) == len(lines):
+        picture.pop()  # every cell stands below, with its words
+        drawn = [GAP.join(row).rstrip() for row in zip(*picture)]
     out = [*drawn, ""]
     for name, k in zip(names, rows):
         note = wrapped(words[k].strip())
@@ -155,6 +170,63 @@ def with_legend(lines):
             out.append(name)
             note = [GAP + line for line in note]
         out += note
+    return out
+
+
+def with_brace(picture, rest):
+    """A drawing up to its brace, and below it the row of arrows that follows."""
+    out = [GAP.join(row).rstrip() for row in zip(*picture)]
+    following = [GAP.join(cells).strip() for cells in zip(*rest)]
+    row = GAP.join(words for words in following if words)
+    out.append("")
+    for part in re.split(r"\s+(?=->)", row):
+        if out[-1] and len(f"{out[-1]}{GAP}{part}") <= WIDTH:
+            out[-1] += GAP + part
+        elif out[-1]:
+            out.append(GAP + part)
+        else:
+            out.append(part)
+    return out
+
+
+def in_parts(columns):
+    """A drawing too wide, of columns with captions, as drawings below each other.
+
+    If its rows have numbers, each part has them. Nothing if it is no such drawing.
+    """
+    captions = [column[0] for column in columns]
+    others = [cell for column in columns for cell in column[1:]]
+    if longest([GAP.join(row).rstrip() for row in zip(*columns)]) <= WIDEST:
+        return None
+    if is_prose(others, 2) or not all(is_prose([cell], 2) for cell in captions):
+        return None
+    numbers = [re.match(r" *\d+ ", cell) for cell in columns[0][1:]]
+    parts = [[column] for column in columns]
+    names = [""] * len(columns[0])
+    if all(numbers):
+        size = numbers[0].end()
+        names = [cell[:size] for cell in columns[0]]
+        first = [cell[size:] for cell in columns[0]]
+        parts = [[first, *columns[1:2]], columns[2:]]
+    out = []
+    for part in parts:
+        if out:
+            out.append("")
+        for name, row in zip(names, zip(*part)):
+            out.append(name + GAP.join(row).rstrip())
+    return out
+
+
+def with_names_above(columns):
+    """A drawing too wide for its names: each stands above its row, if it has one."""
+    whole = [GAP.join(row).rstrip() for row in zip(*columns)]
+    rows = [GAP.join(row).rstrip() for row in zip(*columns[1:])]
+    has_names = is_prose(columns[0]) and all(name.strip() for name in columns[0])
+    if longest(whole) <= WIDEST or longest(rows) > WIDEST or not has_names:
+        return whole
+    out = []
+    for name, row in zip(columns[0], rows):
+        out += [name.rstrip(), row]
     return out
 
 
@@ -243,9 +315,13 @@ def stacked(rows, width):
         if lines:
             lines.append("")
         for row in rows:
-            if part is parts[0] or "".join(row[part]).strip():
+            if "".join(row[part]).strip() or part is parts[0] and is_empty(row[1:]):
                 lines += below(row, [part], width)
     return lines
+
+
+def is_empty(cells):
+    return not "".join(cells).strip()
 
 
 def side_by_side(rows):

@@ -277,8 +277,8 @@ G = 3  2        G (1, 1)  = (5, 5)      this direction is stretched 5 times
     2  3        G (1, -1) = (1, -1)     this direction once
 """
 MATRIX_NARROW = """
-G = 3  2  G (1, 1)  = (5, 5)
-    2  3  G (1, -1) = (1, -1)
+G = 3  2
+    2  3
 
 G (1, 1)  = (5, 5)
   this direction is stretched 5 times
@@ -303,10 +303,57 @@ queries 0  #   .   .  .
 # computed, with a mask
 . skipped
 """
-WHOLE = r"""
+BRACE = r"""
 x (B, T, 128)  ->  head 1  ->  (B, T, 32)  \
-               ->  head 2  ->  (B, T, 32)  |  torch.cat  ->  (B, T, 128)
+               ->  head 2  ->  (B, T, 32)  |  ->  torch.cat  ->  (B, T, 128)
                ->  head 3  ->  (B, T, 32)  /
+"""
+BRACE_NARROW = r"""
+x (B, T, 128)  ->  head 1  ->  (B, T, 32)  \
+               ->  head 2  ->  (B, T, 32)  |
+               ->  head 3  ->  (B, T, 32)  /
+
+->  torch.cat  ->  (B, T, 128)
+"""
+WINDOWS = """
+step:        windows 0 1 2 3 | 4 5 6 7          batch_size 2, two processes
+rank 0       0 1 | 4 5                          micro-step 0 | micro-step 1
+rank 1       2 3 | 6 7
+"""
+WINDOWS_NARROW = """
+step:   windows 0 1 2 3 | 4 5 6 7
+rank 0  0 1 | 4 5
+rank 1  2 3 | 6 7
+
+batch_size 2, two processes
+micro-step 0 | micro-step 1
+"""
+ROWS = """
+as they come        0  1  2  3 |  4  5  6  7 |  8  9 10 11 | 12 13 14 15
+by column           0  4  8 12 |  1  5  9 13 |  2  6 10 14 |  3  7 11 15
+"""
+ROWS_NARROW = """
+as they come
+0  1  2  3 |  4  5  6  7 |  8  9 10 11 | 12 13 14 15
+by column
+0  4  8 12 |  1  5  9 13 |  2  6 10 14 |  3  7 11 15
+"""
+PARTS = """
+   fixed, hop 1      fixed, hop 2        strided, hop 1    strided, hop 2
+ 9 #                 ................    #                 #
+10 ##                ................    ##                .#
+11 ###               ...............#    ###               ..#
+"""
+PARTS_NARROW = """
+   fixed, hop 1  fixed, hop 2
+ 9 #             ................
+10 ##            ................
+11 ###           ...............#
+
+   strided, hop 1  strided, hop 2
+ 9 #               #
+10 ##              .#
+11 ###             ..#
 """
 TIMES = """
 before  CPU  read |  wait for the GPU         | read |  wait for the GPU         |
@@ -320,11 +367,21 @@ step  75/100 | loss 2.4912 | norm 0.807 | 148 ms | 0.1 min left
 
 
 def test_a_drawing_stays_whole(narrow):
-    """Only the words to its right go below it; a line that is too long stays long."""
-    assert narrow.narrow(MATRIX) == MATRIX_NARROW
-    assert narrow.narrow(SQUARES) == SQUARES_NARROW
-    assert not narrow.is_whole(MATRIX) and not narrow.is_whole(SQUARES)
-    for drawing in (WHOLE, TIMES, UNDER):
+    """Only the words to its right go below it; a line that is too long stays long.
+
+    Nothing that was a note at the side becomes a statement about a row.
+    """
+    for wide, slim in (
+        (MATRIX, MATRIX_NARROW),
+        (SQUARES, SQUARES_NARROW),
+        (BRACE, BRACE_NARROW),
+        (WINDOWS, WINDOWS_NARROW),
+        (ROWS, ROWS_NARROW),
+        (PARTS, PARTS_NARROW),
+    ):
+        assert narrow.narrow(wide) == slim
+        assert not narrow.is_whole(wide)
+    for drawing in (TIMES, UNDER):
         assert narrow.narrow(drawing) == drawing
         assert narrow.is_whole(drawing)
 
