@@ -158,10 +158,12 @@ function copyButton(text) {
 function startCopying() {
   for (const code of $$("pre > .language-sh")) {
     const commands = code.textContent.replace(/\s+#.*$/gm, "").trim();
-    code.parentElement.append(copyButton(commands));
+    code.prepend(copyButton(commands));
   }
   for (const code of $$("p > code.command")) {
-    code.after(copyButton(code.textContent));
+    const button = copyButton(code.textContent);
+    if (code.parentElement.matches(".run")) code.prepend(button);
+    else code.after(button);
   }
 }
 
@@ -358,7 +360,7 @@ function startProgress() {
   const note = $("#progress");
   const here = $(".dots [aria-current]");
   if (here) {
-    const row = here.closest("ol");
+    const row = here.closest("nav");
     row.scrollLeft = here.offsetLeft - row.offsetLeft - row.clientWidth / 2;
   }
   for (const link of $$(".dots a, .steps a")) {

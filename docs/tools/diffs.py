@@ -19,8 +19,9 @@ import narrow  # narrow.py, in this folder
 from pygments.lexers import PythonLexer
 from pygments.token import Token
 
-CONTEXT = 4  # lines shown before and after a change
-SHORTEST_FOLD = 6  # equal lines; fewer are not worth a fold
+CONTEXT = 3  # lines shown before and after a change
+SHORTEST_FOLD = 6  # unchanged lines; fewer are not worth a fold
+LONG_WORD = 24  # letters without a space that leave a telephone's line half empty
 ALIKE = 0.6  # the share of equal letters from which on two lines are a pair
 COLOURS = {  # the first that contains a kind of token wins
     Token.Comment: "c",
@@ -180,15 +181,26 @@ def words(line):
 
 
 def changed(old, new):
-    """The columns in which two lines differ: a set for each."""
+    """The columns in which two lines differ: a set for each.
+
+    A space between two words that differ belongs to them; the indentation never does.
+    """
     old, new = words(old), words(new)
     in_old, in_new = set(), set()
     matcher = difflib.SequenceMatcher(None, old, new, autojunk=False)
     for kind, i, i2, j, j2 in matcher.get_opcodes():
-        if kind != "equal":
+        is_between = 0 < i and i2 < len(old) and 0 < j and j2 < len(new)
+        if kind != "equal" or is_between and i2 == i + 1 and old[i].isspace():
             in_old |= columns(old, i, i2)
             in_new |= columns(new, j, j2)
-    return in_old, in_new
+    return in_old - indentation(old), in_new - indentation(new)
+
+
+def indentation(words):
+    """The columns of the spaces that a line begins with."""
+    if words and words[0].isspace():
+        return columns(words, 0, 1)
+    return set()
 
 
 def columns(words, start, end):
@@ -228,6 +240,8 @@ def line(kind, pieces, number, marked=(), row=0):
     inner = emphasized(pieces, marked) if marked else plain(pieces)
     if text.startswith("# ---"):  # a banner need not wrap where there is little room
         inner = re.sub("-{9,}", r"<u>\g<0></u>", inner)
+    if re.search(rf"\S{{{LONG_WORD},}}", text):  # it may wrap after ( [ . and ,
+        inner = re.sub(r"(?<=\w)[.,(\[](?=[a-z_\"'])(?![^<]*>)", r"\g<0><wbr>", inner)
     return f'<p class="{kind}" data-n="{number + 1}"{style}>{inner}</p>'
 
 
@@ -304,6 +318,11 @@ def folded_docstring(old, new, end, end_in_new):
     return shown, gone, come
 
 
+def breakable(name):
+    """The name of a file that may wrap between its words."""
+    return html.escape(name).replace("_", "_<wbr>").replace("/", "/<wbr>")
+
+
 def count_of(come, gone):
     return f'<span class="come">+{come}</span> <span class="gone">−{gone}</span>'
 
@@ -323,7 +342,7 @@ def fold(old, new, i, j, count):
     name = f"{places(new)[j]} … end of the file"
     if end + CONTEXT < len(places(new)):
         name = places(new)[end + CONTEXT]
-    words = f"{count} equal lines<b>{html.escape(name)}</b>"
+    words = f"{count} unchanged lines<b>{html.escape(name)}</b>"
     lines = []
     for k in range(j, end):
         lines.append(line("r", python_lines(new)[k], k))
@@ -366,11 +385,12 @@ def diff(old, new, before, after):
         out.append(fold(old, new, i + head, j + head, folded))
         out.append(hunk(equal_lines(old, new, i2 - tail, j2 - tail, tail)))
     return (
-        '<section class="diff" aria-label="The diff"><div class="sheet">'
+        '<section class="diff" id="diff" aria-label="The diff"><div class="sheet">'
         '<div class="tools">'
-        f"<span>{html.escape(before)} → <b>{html.escape(after)}</b></span> "
+        f"<span>{breakable(before)} → <b>{breakable(after)}</b></span> "
         f'<span class="count"><b>{count_of(come, gone)}</b></span>'
-        '<button type="button" data-do="view" hidden>Side by side</button>'
+        '<span class="buttons">'
+        '<button type="button" data-do="view" hidden>Side by side</button> '
         '<button type="button" data-do="unfold" hidden>Unfold all</button>'
-        f'</div><div class="lines">{"".join(out)}</div></div></section>'
+        f'</span></div><div class="lines">{"".join(out)}</div></div></section>'
     )

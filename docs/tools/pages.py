@@ -74,6 +74,7 @@ python gpt_char.py --prompt="ROMEO:"    # only writes
 NOTHING_KNOWN = 4.17  # the loss if all 65 characters are equally likely
 LONG = 6  # a page with so many sections begins with a list of them
 BROAD = 86  # a block of code or text with longer lines is wider than the prose
+SMALLER = 6  # so many letters more fit if they are a little smaller
 BROADEST = 100  # and with still longer lines it wraps, or with one or two of them
 FULL = 38  # letters that a row of a table can have on a telephone, gaps included
 
@@ -100,15 +101,34 @@ def coloured(text, language, _):
     return ""
 
 
+RUN_COMMAND = r"(?s)<p>(?=<strong>Run</strong>).*?</p>"
+CARD = '<div id="card"></div>'  # where the card of a step will stand
+ANNOUNCED = r"(?<=[.!?)])\s+(?:(?:It|The model|Step \d+)\s+writes|The\s+sample):$"
+ANNOUNCEABLE = re.compile(  # a block of text, a table or a picture
+    r'(<pre.*?</pre>(<pre class="narrow.*?</pre>)?|<div class="scroll">.*?</div>'
+    r"|<p><(picture|img).*?</p>)\n",
+    re.S,
+)
 MARKDOWN = MarkdownIt("commonmark", {"html": True, "highlight": coloured})
 MARKDOWN.enable("table")
 COMMAND = re.compile(r"(python|pip|torchrun|git|uv) \S")
 
 
 def unbroken(code):
-    """HTML of a command that wraps before its flags, not within, and after a slash."""
-    code = re.sub(r"(?<!<)/(?=\w)", "/<wbr>", code)
-    return re.sub(r"(?<![^\s>])-[\w-]{1,30}=?", r'<span class="w">\g<0></span>', code)
+    """HTML of a command that wraps before its flags, not within, and between words.
+
+    The name of a file in a folder goes to the next line before it is divided.
+    """
+    code = re.sub(r"(?<![^\s>])-[\w-]{1,30}=?", r'<span class="w">\g<0></span>', code)
+    return re.sub(r"(?:[\w.-]+/)+[\w.-]*(?![^<]*>)", unbroken_path, code)
+
+
+def unbroken_path(match):
+    folder, _, file = match[0].rpartition("/")
+    folder = folder.replace("/", "/<wbr>")
+    if len(file) > 14:
+        file = f'<span class="file">{diffs.breakable(file)}</span>'
+    return f"{folder}/<wbr>{file}"
 
 
 def slug(title):
@@ -196,7 +216,7 @@ def fitted(body):
         names = []
         if long_lines and (is_prose or width > BROADEST):
             names.append("wraps")
-        elif long_lines:
+        elif width > BROAD + SMALLER:
             names.append("broad")
         other = ""
         if kind in ("", ' class="language-text"') and width > narrow.WIDTH:
@@ -279,6 +299,7 @@ def render(text, path, pages):
     body = re.sub("<p>(?=<em>(Measured|Counted))", '<p class="measured">', body)
     body = body.replace("<p><em>Not measured", '<p class="unmeasured"><em>Not measured')
     body = body.replace("<p><strong>Predict", '<p class="predict"><strong>Predict')
+    body = re.sub(RUN_COMMAND, run_block, body)
     inline = r'(?<!<pre>)(<code(?: class="command")?>)([^<]*)(?=</code>)'
     body = re.sub(inline, lambda code: code[1] + unbroken(code[2]), body)
     body = fitted(body)
@@ -287,6 +308,23 @@ def render(text, path, pages):
     body = with_live_model(body, "bigram", "bigram", 0)
     body = with_live_model(body, "heads", "attention", 1)
     return with_narrow_forms(body)
+
+
+def run_block(match):
+    """A paragraph that says what to run. Its commands stand on lines of their own."""
+    words = re.sub(
+        r'(<code class="command">[^<]*</code>)[,.:]? ?', r"\1", match[0].strip()
+    )
+    return words.replace("<p>", '<p class="run">', 1)
+
+
+def with_jump(body):
+    """A page with a link below its title to its diff, which says how long it is."""
+    found = re.search(r'<span class="count"><b>(.*?)</b></span>', body)
+    if not found:
+        return body
+    link = f'<p class="jump"><a href="#diff">{found[1]} in this diff ↓</a></p>'
+    return body.replace("</h1>\n", f"</h1>\n{link}\n", 1)
 
 
 def with_live_model(body, picture, model, paragraphs):
@@ -299,16 +337,32 @@ def with_live_model(body, picture, model, paragraphs):
 
 # -------------------------------------------------------------------- What was measured
 @functools.cache
-def measured(chapter):
-    """{file of a step: what docs/bench/steps.py measured}, with the start of a chapter.
-
-    Empty if there is no such report.
-    """
+def report(chapter):
+    """What docs/bench/steps.py measured of the steps of a chapter; empty if nothing."""
     path = DOCS / f"bench/steps_{chapter}.json"
     if not path.exists():
         return {}
-    report = json.loads(path.read_text(encoding="utf-8"))
-    return report.get("steps", {})
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def measured(chapter):
+    """{file of a step: what was measured}, with the start of a chapter."""
+    return report(chapter).get("steps", {})
+
+
+@functools.cache
+def flags_of(chapter, name):
+    """{flag: value} with which the loss of a step was measured, or nothing."""
+    for key, run in report(chapter).get("runs", {}).items():
+        if run.get("file") != name or run.get("val loss") is None:
+            continue
+        flags = {}
+        for word in key.split()[1:]:
+            flag, sign, setting = word.partition("=")
+            if sign and flag != "round":
+                flags[flag] = setting
+        return flags
+    return {}
 
 
 def value(row, measure):
@@ -349,92 +403,173 @@ def losses_of(chapter):
     return found
 
 
-def sparkline(chapter, here):
-    """The losses after all steps, a line for each chapter, with one step marked."""
-    chapters = [name for name in CHAPTERS if name not in course.BRANCHES]
-    if chapter not in chapters:
-        chapters = [chapter]
-    losses = {name: losses_of(name) for name in chapters}
-    losses = {name: found for name, found in losses.items() if found}
-    everything = []
-    for found in losses.values():
-        everything += found.values()
-    top = max(everything)
-    bottom = min(everything)
-    lines = []
-    names = []
-    x = 0
-    for name, found in losses.items():
-        points = []
-        for step, loss in found.items():
-            x += 1
-            left = 100 * (x - 0.5) / len(everything)
-            down = 10 + 80 * (top - loss) / (top - bottom)
-            points.append(f"{left:.2f},{down:.1f}")
-            if (name, step) == (chapter, here):
-                dot = f'<span style="left:{left:.2f}%;top:{down:.1f}%"></span>'
-        kind = "this" if name == chapter else "other"
-        lines.append(f'<polyline class="{kind}" points="{" ".join(points)}"/>')
-        label = name_of_chapter(DOCS / f"{name}.md").replace("Chapter", "Ch.")
-        names.append(f'<span class="{kind}" style="flex:{len(found)}">{label}</span>')
+def iterations(chapter, names):
+    """For how many iterations all of these steps were trained, or nothing."""
+    counts = {flags_of(chapter, name).get("max_iters") for name in names}
+    if len(counts) > 1 or None in counts:
+        return ""
+    return f"{int(counts.pop()):,}"
+
+
+def other_flags(chapter, before, after):
+    """The flags of a step that are not those of the step before: two texts."""
+    old, new = flags_of(chapter, before), flags_of(chapter, after)
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    if not old or not new:
+        names = []
+    texts = []
+    for flags in (old, new):
+        known = [name for name in names if name in flags]
+        texts.append(" ".join(f"--{name}={flags[name]}" for name in known))
+    return texts
+
+
+def highest(losses, step):
+    """The loss at the top of the chart: the largest, unless it is far from all others.
+
+    Such a loss may only be cut off if neither the step nor the one before has it.
+    """
+    second, first = sorted(losses.values())[-2:]
+    names = list(losses)
+    at = names.index(step)
+    near = [losses[name] for name in names[max(0, at - 1) : at + 1]]
+    is_far = first - second > (second - min(losses.values())) / 2
+    return second if is_far and first not in near else first
+
+
+def chart(chapter, step):
+    """The losses after all steps of a chapter as a line, with the value of one step."""
+    losses = losses_of(chapter)
+    top = highest(losses, step)
+    bottom = min(losses.values())
+    points = []
+    marks = ""
+    before = top
+    for number, (name, loss) in enumerate(losses.items()):
+        left = 3 + 94 * number / (len(losses) - 1)
+        down = 17 + 62 * (top - loss) / (top - bottom or 1)
+        points.append(f"{left:.2f},{down:.1f}")
+        side = "first" if left < 12 else "last" if left > 88 else "middle"
+        if loss > top:
+            marks += f'<b class="cut {side}" style="left:{left:.2f}%">↑ {loss:.2f}</b>'
+        if name == step:
+            kind = f"{side} below" if loss < before else side
+            marks += (
+                f'<i class="dot" style="left:{left:.2f}%;top:{down:.1f}%"></i>'
+                f'<b class="{kind}" style="left:{left:.2f}%;top:{down:.1f}%">'
+                f"{loss:.3f}</b>"
+            )
+        before = loss
+    last = course_number(list(losses)[-1])
+    words = "Val loss after every step of this chapter"
+    if not iterations(chapter, losses):
+        words += "; not all were measured with the same flags"
     return (
-        '<p class="note">Val loss after every step; the dot is this one.</p>'
+        f'<p class="note">{words}. The dot is this step.</p>'
         '<div class="plot"><div class="axis" aria-hidden="true">'
         f"<span>{top:.2f}</span><span>{bottom:.2f}</span></div>"
         '<div class="spark"><svg viewBox="0 0 100 100" preserveAspectRatio="none" '
         'role="img" aria-label="A line that shows the loss after every step, with a '
-        f'dot at this one">{"".join(lines)}</svg>{dot}</div>'
-        f'<div class="names" aria-hidden="true">{"".join(names)}</div></div>'
-        '<p class="note">Compare within a chapter only: each trains for its own number '
-        "of steps.</p>"
+        f'dot at this one"><polyline points="{" ".join(points)}"/></svg>{marks}</div>'
+        '<div class="names" aria-hidden="true"><span>start</span>'
+        f"<span>step {last}</span></div></div>"
     )
+
+
+def course_number(name):
+    """The number of a step from the name of its file."""
+    return int(name.partition("_")[0])
+
+
+def figure(words, sample):
+    """A sample with a caption. Its lines know where they go on if they wrap."""
+    lines = ""
+    for line in sample.strip().splitlines(True):
+        lines += f"<span>{html.escape(line, quote=False)}</span>"
+    return (
+        f"<figure><figcaption>{words}</figcaption>"
+        f'<pre class="sample">{lines}</pre></figure>'
+    )
+
+
+def samples(old, new, text):
+    """What the model wrote before a step and writes after it, where both are known."""
+    before, after = old.get("sample"), new.get("sample")
+    if not after:
+        return ""
+    figures = figure("It writes now", after)
+    if before == after:
+        if not quotes(text, after):
+            return "<p>It writes the same as before.</p>"
+        figures = figure("It writes the same as before", after)
+    elif before:
+        figures = figure("Before this step, it wrote", before) + figures
+    return f'<div class="samples">{figures}</div>'
 
 
 def effect(chapter, name, text):
     """What a step did: loss, time and sample before and after, or nothing.
 
-    A sample that the text of the step quotes just above is not here again.
+    If all of it is as before, that is a line, or nothing if the text says it.
     """
     rows = measured(chapter)
-    order = list(rows)
-    if name not in rows or order.index(name) == 0:
+    names = list(rows)
+    if name not in rows or names.index(name) == 0:
         return ""
     new = rows[name]
-    earlier = [rows[key] for key in order[: order.index(name)]]
-    known = [row for row in earlier if value(row, "val loss") is not None]
-    if value(new, "val loss") is None or not known:
+    loss = value(new, "val loss")
+    earlier = names[: names.index(name)]
+    if loss is not None:  # else the step before is what there is to compare with
+        earlier = [other for other in earlier if value(rows[other], "val loss")]
+    if not earlier:
         return ""
-    old = known[-1]
-    lines = before_and_after(
-        "val loss", value(old, "val loss"), value(new, "val loss"), 3, 0.015
-    )
+    old = rows[earlier[-1]]
+    losses = value(old, "val loss"), loss
     times = value(old, "ms per step"), value(new, "ms per step")
-    lines += before_and_after("time of a step", *times, 1, 0.05, " ms")
-    is_quoted = quotes(text, new.get("sample") or "")
-    both = []
-    if old.get("sample") and new.get("sample"):
-        both = [("It wrote before", old), ("It writes now", new)]
-        if old["sample"] == new["sample"]:
-            both = [("It writes the same as before", new)]
-        if is_quoted:
-            both = [("Before this step, it wrote", old)]
-    samples = ""
-    for words, row in both:
-        sample = html.escape(row["sample"].strip())
-        samples += f"<figure><figcaption>{words}</figcaption>"
-        samples += f'<pre class="sample">{sample}</pre></figure>'
-    if is_quoted and old.get("sample") == new["sample"]:
-        samples = "<p>It writes the same as before.</p>"
-    elif samples:
-        samples = f'<div class="samples">{samples}</div>'
-    above, below = (samples, "") if is_quoted else ("", samples)
+    lines = before_and_after("val loss", *losses, 3, 0.015)
+    lines += before_and_after("time of a training step", *times, 1, 0.05, " ms")
+    stays = loss is not None and round(losses[0], 3) == round(loss, 3)
+    if stays and None in times and old.get("sample") == new.get("sample"):
+        return as_before(loss, text)
+    figures = samples(old, new, text)
+    if not lines and not figures:
+        return ""
+    note = ""
+    count = iterations(chapter, [earlier[-1], name])
+    if count:
+        note += f"After {count} iterations each. "
+    for word, flags in zip(
+        ("Before", "After"), other_flags(chapter, earlier[-1], name)
+    ):
+        if flags:
+            note += f"{word}: with <code>{html.escape(flags)}</code>. "
+    if note:
+        note = f'<p class="note">{note.strip()}</p>'
+    table = ""
+    if lines:
+        table = (
+            '<div class="scroll"><table><thead><tr><td></td><th scope="col">before</th>'
+            '<th scope="col">after</th><th scope="col">change</th></tr></thead>'
+            f"<tbody>{lines}</tbody></table></div>"
+        )
+    if loss is not None and not stays:
+        table += chart(chapter, name)
     return (
         '<section class="effect" aria-labelledby="effect">'
-        f'<h2 id="effect">What this step did</h2>{above}'
-        '<div class="scroll"><table><thead><tr><td></td><th scope="col">before</th>'
-        '<th scope="col">after</th><th scope="col">change</th></tr></thead>'
-        f"<tbody>{lines}</tbody></table></div>{sparkline(chapter, name)}"
-        f"{below}</section>"
+        f'<h2 id="effect">What this step did</h2>{note}{table}{figures}</section>'
+    )
+
+
+def as_before(loss, text):
+    """A line for a step that changes nothing, unless the text says it."""
+    number = f"{loss:.3f}"
+    told = re.search(r"^\*Measured(.*?)\n\n", text, re.M | re.S)
+    if told and number in told[1] and "same" in told[1]:
+        return ""
+    return (
+        '<section class="effect short" aria-label="What this step did">'
+        f"<p>Val loss <b>{number}</b>, as before, and the model writes the same.</p>"
+        "</section>"
     )
 
 
@@ -444,16 +579,36 @@ def quotes(text, sample):
     return any(block.split() == sample.split() for block in blocks)
 
 
-def with_effect(body, box):
-    """A page with the box below what was measured, so that one can predict it first."""
-    places = list(re.finditer(r'<p class="(un)?measured">.*?</p>\n', body, re.S))
+def with_place_for_card(text, sample):
+    """A text without the sample that it quotes. The card stands there, and has it.
+
+    The words that announce the sample go, too.
+    """
+    for block in re.finditer(r"^```text\n(.*?)^```\n", text, re.M | re.S):
+        if block[1].split() != sample.split():
+            continue
+        before = re.sub(ANNOUNCED, "", text[: block.start()].rstrip())
+        before = re.sub(r",? and (?:it|the model)\s+writes:?$", ".", before)
+        before = re.sub(":$", ".", before)
+        return f"{before}\n\n{CARD}\n{text[block.end() :]}"
+    return text
+
+
+def with_card(body, card):
+    """A page with the card at its place, or below what was measured.
+
+    So one can predict the result first. What a colon announces stays with it.
+    """
+    if CARD in body:
+        return body.replace(CARD, card)
+    places = list(re.finditer(r'<p class="(?:un)?measured">.*?</p>\n', body, re.S))
     if not places:
-        return body + box
+        return body + card
     end = places[-1].end()
-    sample = re.compile(r"<pre.*?</pre>\n", re.S).match(body, end)
-    if sample:
-        end = sample.end()
-    return body[:end] + box + body[end:]
+    if re.search(r":(</em>)?</p>$", places[-1][0]):
+        block = ANNOUNCEABLE.match(body, end)
+        end = block.end() if block else end
+    return body[:end] + card + body[end:]
 
 
 # -------------------------------------------------------------------------------- Pages
@@ -536,18 +691,18 @@ def kicker(page, pages):
         titles = [part_that_begins(other) for other in earlier]
         for title in [title for title in titles if title][-1:]:
             words += f" · {title}"
-    items = []
+    lists = "<ol>"
     for other in siblings:
         label = str(other.step or ("Start" if other == siblings[0] else "End"))
         here = ' aria-current="page"' if other == page else ""
-        begins = ' class="part"' if part_that_begins(other) else ""
+        part = part_that_begins(other)
+        if part:
+            lists += f'</ol><ol title="{html.escape(part)}">'
         title = html.escape(other.title)
-        items.append(
-            f'<li{begins}><a href="{other.name}" title="{title}"{here}>{label}</a></li>'
-        )
+        lists += f'<li><a href="{other.name}" title="{title}"{here}>{label}</a></li>'
     return (
         f'<p class="kicker">{words}</p><nav class="dots" '
-        f'aria-label="Steps of this chapter"><ol>{"".join(items)}</ol></nav>'
+        f'aria-label="Steps of this chapter">{lists}</ol></nav>'
     )
 
 
@@ -779,18 +934,23 @@ def build(folder):
         body = kicker(page, parts)
         if page is first:
             body = contents(parts, pages)
-        box = ""
+        card = ""
         prose = re.split(r"^```diff\n(?:.*\n)*?```\n", page.text, flags=re.M)
         for n, piece in enumerate(prose):
             if n > 0:
                 name, parent = next(following)
-                box = effect(page.path.stem, Path(name).stem, page.text)
+                step = Path(name).stem
+                card = effect(page.path.stem, step, page.text)
                 body += diffs.diff(texts[parent], texts[name], parent, name)
+            if "<figure>" in card:
+                sample = measured(page.path.stem)[step]["sample"]
+                piece = with_place_for_card(piece, sample)
             if piece.strip() and n == 0:
                 body += render(piece, page.path, pages)
             elif piece.strip():
                 body += render_rest(piece, page.path, pages)
-        body = with_effect(body, box)
+        body = with_card(body, card)
+        body = with_jump(body)
         body = with_sections(body, page, parts)
         body += steps_of_chapter(page, parts)
         scripts = ""
@@ -822,7 +982,7 @@ def render_rest(text, path, pages):
 
 
 def top_links(before, first, after):
-    arrows = link("prev", before, "← Back"), link("next", after, "Next →")
+    arrows = link("prev", before, "← Previous"), link("next", after, "Next →")
     words = f'<span class="wide">{TITLE}</span><span class="narrow">Contents</span>'
     contents = link("contents", first, words)
     return f"{arrows[0]}<span>{contents}</span>{arrows[1]}"
@@ -830,7 +990,7 @@ def top_links(before, first, after):
 
 def low_links(before, after):
     out = []
-    for rel, page, words in (("prev", before, "Back"), ("next", after, "Next")):
+    for rel, page, words in (("prev", before, "Previous"), ("next", after, "Next")):
         title = html.escape(page.title).replace("_", "_<wbr>") if page else ""
         out.append(link(rel, page, f"<span>{words}</span> {title}"))
     return "".join(out)

@@ -429,18 +429,110 @@ def test_a_step_says_where_it_stands_and_what_it_did(pages):
     for row in (before, after):
         assert f"{row['val loss'][0]:.3f}" in effect
         assert f"{row['ms per step'][0]:.1f} ms" in effect
-    assert before["sample"].strip() in effect
-    # What it writes now stands above the box, and not again in it
-    above = text(page.split('class="effect"')[0])
-    assert " ".join(after["sample"].split()) in " ".join(above.split())
-    assert after["sample"].strip() not in effect
+    # Both samples stand in the card, the older one first, and nowhere else
+    first = effect.index(before["sample"].strip())
+    assert first < effect.index(after["sample"].strip())
+    words = " ".join(text(page).split())
+    assert words.count(" ".join(after["sample"].split())) == 1
+    assert "their order is random." in words  # the colon went with the sample
+
+
+def test_the_comment_on_a_sample_follows_it(pages):
+    """The card is between "Measured" and the comment, and its samples come last."""
+    page = (pages / "v2_attention_9.html").read_text(encoding="utf-8")
+    card = page.split('class="effect"')[1].split("</section>")
+    assert card[0].endswith("</pre></figure></div>")
+    assert card[1].lstrip().startswith("<p>Lines, names and colons")
+    assert "The model writes" not in page
+
+
+@pytest.fixture(scope="module")
+def builder(diffs):
+    """The functions of pages.py."""
+    sys.path.insert(0, str(BUILD.parent))
+    try:
+        return runpy.run_path(str(BUILD), run_name="pages")
+    finally:
+        sys.path.remove(str(BUILD.parent))
+
+
+def test_what_announces_a_sample_goes_with_it(builder):
+    place = builder["with_place_for_card"]
+    block = "\n\n```text\na\nb\n```\n\nIt is good.\n"
+    for above, rest in (
+        ("*Measured:* 2.1. It\nwrites:", "*Measured:* 2.1."),
+        ("*Measured:* 2.1, and the model writes", "*Measured:* 2.1."),
+        ("*Measured:* 2.1. But look at the sample:",) * 2,
+        ("*Measured:* 2.1.",) * 2,
+    ):
+        found = place(above + block, "a\n b")
+        rest = re.sub(":$", ".", rest)
+        assert found == f"{rest}\n\n{builder['CARD']}\n\nIt is good.\n"
+    assert place(above + block, "another") == above + block
+
+
+def row(loss=None, sample=None, ms=None):
+    found = {"val loss": [loss] if loss else [], "ms per step": [ms] if ms else []}
+    return found | ({"sample": sample} if sample else {})
+
+
+def test_a_card_has_what_was_measured(builder):
+    """No row without two numbers, no chart and no second sample where nothing changes.
+
+    The step before may be one without a loss; then the last one that has one counts.
+    """
+    rows = {
+        "00_start": row(2.5, "a b"),
+        "01_same": row(2.5001, "a b"),
+        "02_nothing": row(),
+        "03_lower": row(2.0, "c <d>"),
+        "04_faster": row(2.0, "c <d>", 5.0),
+        "05_faster": row(2.0, "c <d>", 4.0),
+        "06_time": row(None, None, 3.0),
+    }
+    effect = builder["effect"]
+    names = effect.__globals__
+    kept = names["report"]
+    runs = {}
+    for name in rows:
+        pattern = "fixed" if name > "03" else "dense"
+        key = f"1a2b max_iters=250 pattern={pattern} round=0"
+        runs[f"{key} {name}"] = {"file": name, "val loss": 1}
+    names["report"] = lambda chapter: {"steps": rows, "runs": runs}
+    try:
+        cards = {name: effect("x", name, "*Measured:* 2.5.\n\n") for name in rows}
+        told = "*Measured:* 2.500 and the same text.\n\n"
+        assert effect("x", "01_same", told) == ""
+    finally:
+        names["report"] = kept
+    assert cards["00_start"] == cards["02_nothing"] == ""
+    assert "Val loss 2.500, as before" in text(cards["01_same"])
+    assert "<table" not in cards["01_same"] and "a b" not in cards["01_same"]
+    assert "−0.500" in cards["03_lower"] and "a b" in text(cards["03_lower"])
+    assert "After 250 iterations each." in cards["03_lower"]
+    assert "Before: with --pattern=dense" in text(cards["03_lower"])
+    assert text(cards["03_lower"]).endswith("c <d>")
+    assert "ms" not in text(cards["04_faster"])
+    assert "no change" in cards["05_faster"] and "−1.0 ms" in cards["05_faster"]
+    assert "polyline" in cards["03_lower"] and "polyline" not in cards["05_faster"]
+    assert "It writes the same as before" in cards["05_faster"]
+    assert "val loss" not in cards["06_time"] and "−1.0 ms" in cards["06_time"]
+
+
+def test_one_bad_step_does_not_flatten_the_chart(builder):
+    """Its loss is cut off, but not where it is what a step changes."""
+    losses = {"a": 2.3, "b": 2.1, "c": 3.4, "d": 2.0, "e": 2.6, "f": 1.8}
+    highest = builder["highest"]
+    tops = [highest(losses, name) for name in "abcdef"]
+    assert tops == [2.6, 2.6, 3.4, 3.4, 2.6, 2.6]
+    assert highest({"a": 2.5, "b": 2.0}, "b") == 2.5
 
 
 def test_what_was_not_measured_has_no_row(pages):
     page = (pages / "gpt_char_15.html").read_text(encoding="utf-8")
     effect = page.split('class="effect"')[1].split("</section>")[0]
     assert "val loss" in effect
-    assert "time of a step" not in effect and "not measured" not in effect
+    assert "time of a training step" not in effect and "not measured" not in effect
 
 
 def test_the_diff_follows_what_is_said_of_it(pages):
@@ -777,7 +869,7 @@ def test_commands_have_a_button_that_copies(visit):
     ]
     page = visit("v2_attention_5.html")
     page.evaluate("navigator.clipboard.writeText = async (text) => { copied = text }")
-    page.locator("p > .copy").first.click()
+    page.locator(".run .copy").first.click()
     script = "python out/steps/v2_attention/05_query_key_value.py --prompt=ROMEO:"
     assert page.evaluate("copied") == script
 
@@ -873,13 +965,24 @@ def test_a_finger_reads_the_sentence_first(visit):
 @in_chromium
 @pytest.mark.parametrize("width", WIDTHS)
 def test_no_button_covers_a_command(visit, width):
-    page = visit("gpt2_train_20.html", width)
-    button = page.locator("pre .copy").first.bounding_box()
-    lines = page.locator("pre:has(.copy) code > span").first
-    ends = "line => Math.max(...[...line.getClientRects()].map(box => box.right))"
-    text = "line => { const range = document.createRange();"
-    text += "range.selectNodeContents(line); return (" + ends + ")(range); }"
-    assert lines.evaluate(text) <= button["x"]
+    """Nor does a command wrap within the name of a file, where there is room for it."""
+    page = visit("gpt2_train_12.html", width)
+    overlaps = """code => {
+        const button = code.querySelector(".copy").getBoundingClientRect();
+        const range = document.createRange();
+        let count = 0;
+        for (const line of code.querySelectorAll(":scope > span")) {
+            range.selectNodeContents(line);
+            for (const box of range.getClientRects()) {
+                if (box.right > button.left && box.top < button.bottom) count += 1;
+            }
+        }
+        return count;
+    }"""
+    assert page.locator("pre > .language-sh").first.evaluate(overlaps) == 0
+    names = "all => all.map(name => name.getClientRects()[0].height)"
+    heights = page.locator(".language-sh .file").evaluate_all(names)
+    assert len(heights) == 2 and max(heights) < 24
 
 
 @in_chromium
