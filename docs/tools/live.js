@@ -167,7 +167,7 @@ function widget(place, model, start, changed) {
     const order = probabilities.map((p, i) => [p, i]).sort((a, b) => b[0] - a[0]);
     for (const [p, id] of order.slice(0, 8)) {
       const bar = element("span");
-      bar.style.width = `${100 * p}%`;
+      bar.style.width = `${(100 * p) / order[0][0]}%`;
       const percent = `${(100 * p).toFixed(1)}%`;
       const name = element("span", {}, show(model.chars[id]));
       bars.append(name, bar, element("span", {}, percent));
@@ -256,12 +256,15 @@ function liveAttention(place) {
   const facts = model.facts;
   const note =
     "Hover over a letter, or tap it: the stronger the colour, the more that head looks " +
-    "there. The weights are rounded to 8 bits. That moves a logit by " +
+    "there.";
+  const rounding =
+    "The weights are rounded to 8 bits. That moves a logit by " +
     `${facts["mean error of a logit"].toFixed(2)} on average, and the val loss from ` +
     `${facts.loss.toFixed(4)} to ${facts["loss in 8 bits"].toFixed(4)}.`;
   place.querySelector(".bars").before(
     label, heads, element("p", { className: "note" }, note), words,
   );
+  place.append(element("p", { className: "note" }, rounding));
   update();
 }
 

@@ -53,18 +53,17 @@ PAGE = """<!doctype html>
 START = """
 # From a bigram to GPT&#8209;2, one diff at a time
 
-You will build a GPT, and understand every line of it. Five scripts lead there, each
-building on the last: a table of character pairs, attention, a Transformer that learns
-Shakespeare on a laptop in a few minutes, GPT-2, and sparse attention for long texts.
-The lessons are the diffs between them. Each shows what it does to the loss and to what
-the model writes.
+You will build a GPT, and understand every line of it. Four scripts lead to GPT&#8209;2,
+each building on the last: a table of character pairs, attention, a Transformer that
+learns Shakespeare on a laptop in a few minutes, and GPT&#8209;2. A fifth goes on to
+long texts. The lessons are the diffs between them. Each measures what it does to the
+loss and to what the model writes.
 """
 TASTE = """
-To see first what comes out in the end, run the GPT of chapter 3, in the folder of the
-clone:
+To see the result first, run the GPT of chapter 3{where}:
 
 ```sh
-pip install -r requirements.txt
+{clone}pip install -r requirements.txt
 python gpt_char.py                      # trains a GPT, then writes
 python gpt_char.py --prompt="ROMEO:"    # only writes
 ```
@@ -760,6 +759,33 @@ def facts():
     return "\n".join(re.findall(rf"^\*\*(?:{names})\*\*(?:.+\n)+", text, re.M))
 
 
+def taste():
+    """How to run the script of chapter 3; first the clone, as the README has it."""
+    text = course.read(ROOT / "README.md")
+    clone = re.search(r"^git clone .+\n(?:cd .+\n)?", text, re.M)
+    if clone:
+        return TASTE.format(where="", clone=clone[0])
+    where = ", in the clone of the repository that these pages were made in"
+    return TASTE.format(where=where, clone="")
+
+
+def words_on_curves():
+    """What the picture shows: as many scripts as there are curves in the report."""
+    report = json.loads(course.read(DOCS / "bench/curves.json"))
+    numbers = ["no", "one", "two", "three", "four", "five"]
+    count = len(report["tables"])
+    scripts = f"the first {numbers[count]} scripts"
+    if count == len(course.LADDER):
+        scripts = f"all {numbers[count]} scripts"
+    return (
+        f"<p>The losses of {scripts} while they train. Each model gets further; the "
+        f"{numbers[count - 2]} Transformers end close together:</p>"
+        f'<p class="curves">{picture_of_readme("curves")}</p>'
+        '<p class="note">The time counts from the first training step on, so it is '
+        "shorter than that of the whole run on the cards.</p>"
+    )
+
+
 def ladder(parts, pages):
     """The scripts as the README's table has them, as a list of cards with steps."""
     text = course.read(ROOT / "README.md")
@@ -768,6 +794,7 @@ def ladder(parts, pages):
     for row in re.findall(r"^\| \[.*", text, re.M):
         cells = [cell.strip() for cell in row.strip("|").split("|")]
         script, adds, _, loss, time, wrote = cells
+        adds = adds[:1].upper() + adds[1:]
         script = re.match(r"\[(.*?)\]", script)[1]
         lesson = DOCS / f"{Path(script).stem}.md"
         chapter = pages[lesson, ""]
@@ -776,10 +803,9 @@ def ladder(parts, pages):
         number += 1
         share = float(loss) / NOTHING_KNOWN
         out.append(
-            f'<li><a href="{chapter}"><b>{number}. {script}</b></a>'
-            f'<span class="adds">+ {html.escape(adds)}</span>'
+            f'<li><a href="{chapter}"><b>{number}. {html.escape(adds)}</b></a>'
+            f'<span class="script"><code>{script}</code> runs in {time}</span>'
             f'<span class="loss">val loss <b>{loss}</b></span>'
-            f'<span class="time">trains in {time}</span>'
             f'<span class="bar" style="--share:{share:.2f}"></span>'
             f"<q>{html.escape(wrote.strip('`'))}</q>"
             f"{folded_chapter([p for p in parts if p.path == lesson], False)}</li>"
@@ -801,20 +827,16 @@ def contents(parts, pages):
         "<noscript><p>It needs JavaScript.</p></noscript>"
     )
     out.append(f'<div class="facts">{render(facts(), readme, pages)}</div>')
-    out.append(render(TASTE, readme, pages))
+    out.append(render(taste(), readme, pages))
     out.append(
         "<h2>The ladder</h2><p>The <b>val loss</b> says how surprised a model is by "
         "text it was not trained on: the shorter the bar, the better. A full bar, "
-        f"{NOTHING_KNOWN}, is a model that knows nothing yet. Each card has a line "
-        "that the model wrote, and the steps that lead to it.</p>"
+        f"{NOTHING_KNOWN}, is a model that knows nothing yet. Scripts 4 and 5 aim at "
+        "more data and longer texts, not at a lower loss on a laptop. Each card has a "
+        "line that the model wrote, and the steps that lead to it.</p>"
     )
     out.append(ladder(parts, pages))
-    out.append(
-        '<p class="note">Scripts 4 and 5 aim at scale, not at a lower loss on a laptop.'
-        "</p><p>The same losses while the models train. Each model gets further than "
-        "the one before, and the three Transformers end close together:</p>"
-        f"<p>{picture_of_readme('curves')}</p>"
-    )
+    out.append(words_on_curves())
     out.append("<h2>Two branches</h2>")
     reference = []
     others = []
@@ -962,7 +984,7 @@ def build(folder):
             title=html.escape(title),
             scripts=scripts,
             page=page.name,
-            links=top_links(before, first, after),
+            links=top_links(before, page, first, after),
             low=low_links(before, after),
             body=body,
         )
@@ -981,9 +1003,11 @@ def render_rest(text, path, pages):
     return re.sub(r"<h1.*?</h1>\n", "", body, count=1)
 
 
-def top_links(before, first, after):
+def top_links(before, page, first, after):
     arrows = link("prev", before, "← Previous"), link("next", after, "Next →")
-    words = f'<span class="wide">{TITLE}</span><span class="narrow">Contents</span>'
+    words = TITLE
+    if page is not first:
+        words = f'<span class="wide">{TITLE}</span><span class="narrow">Contents</span>'
     contents = link("contents", first, words)
     return f"{arrows[0]}<span>{contents}</span>{arrows[1]}"
 
