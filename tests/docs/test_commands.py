@@ -134,7 +134,7 @@ def run_all(found, codes=(0,)):
     for command in found:
         for old, new in REPLACE.items():
             command = re.sub(rf"\b{old}\b", new, command)
-        command = re.sub(r"--max_iters=\d\d+", "--max_iters=3", command)
+        command = re.sub(r"--max_(iters|new_tokens)=\d\d+", r"--max_\1=3", command)
         program, *args = shlex.split(command)
         if re.search(LEFT_OUT, command) or program != "python":
             continue
