@@ -40,7 +40,7 @@ out_dir = "out/chat"  # folder for the checkpoints best.pt and last.pt
 export_dir = ""  # write the model to this folder, in the format of model_dir
 init_from = "resume"  # from the checkpoints in out_dir, if any; "scratch": start over
 seed = 1337  # for the initial weights of LoRA, the batches and the answers
-batch_size = 8  # B: conversations per batch
+batch_size = 4  # B: conversations per batch
 block_size = 2048  # tokens of a conversation that the model can see
 data_file = ""  # a {"messages": [...]} per line to learn from; empty: Shakespeare
 max_length = 256  # tokens of a conversation to learn from; the rest is cut off
@@ -750,8 +750,8 @@ if hasattr(sys.stdin, "reconfigure"):
     sys.stdin.reconfigure(errors="replace")  # and read what is not UTF-8
 torch.manual_seed(seed)
 model = GPT()
-weights = read_safetensors(Path(model_dir, "model.safetensors"))
-model.load_state_dict(from_llama(weights))
+weights_file = Path(model_dir, "model.safetensors")
+model.load_state_dict(from_llama(read_safetensors(weights_file)))
 fingerprint = zlib.crc32(model.h[0].mlp.c_proj.weight.detach().numpy())
 if lora_rank > 0:
     model.requires_grad_(False)
