@@ -39,7 +39,7 @@ CHAPTERS = {
     "v2_attention": ("bigram", 1000, 300),
     "gpt_char": ("v2_attention", 300, 100),
     "gpt2_train": ("gpt_char", 100, 40),
-    "sparse_gpt": ("gpt2_train", 150, 30),
+    "sparse_gpt": ("gpt2_train", 60, 12),
     "by_hand": ("bigram", 1000, 300),
     "chat": ("gpt_char", 250, 60),
 }
