@@ -75,6 +75,7 @@ LONG = 6  # a page with so many sections begins with a list of them
 BROAD = 86  # a block of code or text with longer lines is wider than the prose
 SMALLER = 6  # so many letters more fit if they are a little smaller
 BROADEST = 100  # and with still longer lines it wraps, or with one or two of them
+FORMULA = 12  # a piece of code in a sentence that is no longer does not wrap
 FULL = 38  # letters that a row of a table can have on a telephone, gaps included
 
 
@@ -102,15 +103,17 @@ def coloured(text, language, _):
 
 RUN_COMMAND = r"(?s)<p>(?=<strong>Run</strong>).*?</p>"
 CARD = '<div id="card"></div>'  # where the card of a step will stand
-ANNOUNCED = r"(?<=[.!?)])\s+(?:(?:It|The model|Step \d+)\s+writes|The\s+sample):$"
-ANNOUNCEABLE = re.compile(  # a block of text, a table or a picture
-    r'(<pre.*?</pre>(<pre class="narrow.*?</pre>)?|<div class="scroll">.*?</div>'
-    r"|<p><(picture|img).*?</p>)\n",
-    re.S,
-)
+ANNOUNCED = r"(?<=[.!?)])\s+(?:[^.:!?()]{,40}\bwrites|The\s+sample):$"
 MARKDOWN = MarkdownIt("commonmark", {"html": True, "highlight": coloured})
 MARKDOWN.enable("table")
 COMMAND = re.compile(r"(python|pip|torchrun|git|uv) \S")
+
+
+def inline_code(code):
+    """HTML of code in a sentence. A short formula, such as U V, stays in one line."""
+    if " " in code and len(code) <= FORMULA:
+        return f'<span class="w">{code}</span>'
+    return unbroken(code)
 
 
 def unbroken(code):
@@ -300,7 +303,7 @@ def render(text, path, pages):
     body = body.replace("<p><strong>Predict", '<p class="predict"><strong>Predict')
     body = re.sub(RUN_COMMAND, run_block, body)
     inline = r'(?<!<pre>)(<code(?: class="command")?>)([^<]*)(?=</code>)'
-    body = re.sub(inline, lambda code: code[1] + unbroken(code[2]), body)
+    body = re.sub(inline, lambda code: code[1] + inline_code(code[2]), body)
     body = fitted(body)
     body = re.sub("<table.*?>", r'<div class="scroll">\g<0>', body)
     body = body.replace("</table>", "</table></div>")
@@ -461,7 +464,8 @@ def chart(chapter, step):
         before = loss
     last = course_number(list(losses)[-1])
     words = "Val loss after every step of this chapter"
-    if not iterations(chapter, losses):
+    settings = [flags_of(chapter, name) for name in losses]
+    if any(flags != settings[0] for flags in settings if flags):
         words += "; not all were measured with the same flags"
     return (
         f'<p class="note">{words}. The dot is this step.</p>'
@@ -469,7 +473,8 @@ def chart(chapter, step):
         f"<span>{top:.2f}</span><span>{bottom:.2f}</span></div>"
         '<div class="spark"><svg viewBox="0 0 100 100" preserveAspectRatio="none" '
         'role="img" aria-label="A line that shows the loss after every step, with a '
-        f'dot at this one"><polyline points="{" ".join(points)}"/></svg>{marks}</div>'
+        f'dot at this one: {losses[step]:.3f}">'
+        f'<polyline points="{" ".join(points)}"/></svg>{marks}</div>'
         '<div class="names" aria-hidden="true"><span>start</span>'
         f"<span>step {last}</span></div></div>"
     )
@@ -563,7 +568,7 @@ def as_before(loss, text):
     """A line for a step that changes nothing, unless the text says it."""
     number = f"{loss:.3f}"
     told = re.search(r"^\*Measured(.*?)\n\n", text, re.M | re.S)
-    if told and number in told[1] and "same" in told[1]:
+    if told and number in told[1] and re.search("same|stays|as before", told[1]):
         return ""
     return (
         '<section class="effect short" aria-label="What this step did">'
@@ -594,20 +599,17 @@ def with_place_for_card(text, sample):
 
 
 def with_card(body, card):
-    """A page with the card at its place, or below what was measured.
+    """A page with the card where a sample stood, or above the question at its end.
 
-    So one can predict the result first. What a colon announces stays with it.
+    So it follows what was measured, and all that is said of that.
     """
-    if CARD in body:
+    if CARD in body or not card:
         return body.replace(CARD, card)
-    places = list(re.finditer(r'<p class="(?:un)?measured">.*?</p>\n', body, re.S))
-    if not places:
-        return body + card
-    end = places[-1].end()
-    if re.search(r":(</em>)?</p>$", places[-1][0]):
-        block = ANNOUNCEABLE.match(body, end)
-        end = block.end() if block else end
-    return body[:end] + card + body[end:]
+    starts = ("</section>", '<p class="measured">', '<p class="unmeasured">')
+    start = max(0, *map(body.rfind, starts))
+    question = re.compile(r"<details>|<h[23]|<p><strong>").search(body, start)
+    place = question.start() if question else len(body)
+    return body[:place] + card + body[place:]
 
 
 # -------------------------------------------------------------------------------- Pages

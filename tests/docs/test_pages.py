@@ -222,6 +222,14 @@ def test_a_chance_resemblance_further_down_does_not_win(diffs):
     assert list(diffs.twins(old, new)) == [(0, 0), (1, 1)]
 
 
+def test_an_indentation_is_not_marked_and_a_phrase_is_one_piece(diffs):
+    old, new = "    x = opt.step()", "        x = opt.step()"
+    assert diffs.changed(old, new) == (set(), set())
+    old, new = "# that are computed at a time", "# a process computes at a time"
+    in_old, in_new = diffs.changed(old, new)
+    assert in_old == set(range(2, 19)) and in_new == set(range(2, 20))
+
+
 def test_the_bar_above_lines_names_where_they_are(diffs):
     source = """import a
 # ------------------- Model
@@ -471,6 +479,18 @@ def test_what_announces_a_sample_goes_with_it(builder):
     assert place(above + block, "another") == above + block
 
 
+def test_a_card_without_a_quoted_sample_stands_above_the_question(builder):
+    """Not within the diff, and not between a result and what is said of it."""
+    diff = '<section class="diff"><details>folded</details></section>'
+    told = '<p class="measured">2.1</p>\n<p>On one thread.</p>\n'
+    question = "<details><summary>Why?</summary></details>"
+    place = builder["with_card"]
+    assert place(diff + told + question, "card") == diff + told + "card" + question
+    assert place(told + diff + question, "card") == told + diff + "card" + question
+    assert place(diff + told, "card") == diff + told + "card"
+    assert place(diff + told, "") == diff + told
+
+
 def row(loss=None, sample=None, ms=None):
     found = {"val loss": [loss] if loss else [], "ms per step": [ms] if ms else []}
     return found | ({"sample": sample} if sample else {})
@@ -585,6 +605,39 @@ def test_the_start_page_has_the_ladder_and_leads_to_every_page(pages):
         assert wrote in text(page)
     found = set(re.findall(r'href="([^"#]+\.html)"', page))
     assert found == {path.name for path in pages.glob("*.html")}
+
+
+def test_the_start_page_says_which_scripts_the_curves_show(pages):
+    """All that the report has; the Transformers are the scripts after the second."""
+    report = json.loads((ROOT / "docs/bench/curves.json").read_text(encoding="utf-8"))
+    words = {
+        4: ("the first four scripts", "the two Transformers"),
+        5: ("all five scripts", "the three Transformers"),
+    }
+    page = text((pages / "index.html").read_text(encoding="utf-8"))
+    for word in words[len(report["tables"])]:
+        assert word in page
+
+
+def test_the_row_of_steps_has_a_list_for_each_part(pages):
+    page = (pages / "gpt_char_15.html").read_text(encoding="utf-8")
+    row = page.split('<nav class="dots"')[1].split("</nav>")[0]
+    names = re.findall('<ol title="(Part [^"]*)"', row)
+    assert len(names) == 3 and "training it well" in names[1]
+    steps = [re.findall(r">(\w+)</a>", part) for part in row.split("<ol")[1:]]
+    assert steps[0] == ["Start"] and steps[3][-1] == "End"
+    assert steps[1] + steps[2] + steps[3][:-1] == [str(n) for n in range(1, 31)]
+
+
+def test_a_link_below_the_title_leads_to_the_diff(pages):
+    page = (pages / "v2_attention_9.html").read_text(encoding="utf-8")
+    link = page.split("</h1>")[1].split("</p>")[0]
+    come, gone = re.findall(r"[+−]\d+", link)
+    assert 'href="#diff"' in link and 'id="diff"' in page
+    assert f"{come}</span> " in page.split('class="tools"')[1]
+    lines = lines_of(diff_in(page))
+    assert int(come[1:]) == sum(kind == "b" for kind, *_ in lines)
+    assert int(gone[1:]) == sum(kind == "a" for kind, *_ in lines)
 
 
 def test_one_title_and_one_main_and_navigation_has_names(pages):
@@ -960,6 +1013,34 @@ def test_a_finger_reads_the_sentence_first(visit):
     term.tap()
     term.tap()
     page.wait_for_url("**/glossary.html#*")
+
+
+@in_chromium
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_code_has_a_background_in_every_box(visit, scheme):
+    colours = """all => all.map(code => [code.textContent,
+        getComputedStyle(code).backgroundColor,
+        getComputedStyle(code.closest(".measured, .predict, details")).backgroundColor
+    ])"""
+    page = visit("v2_attention_9.html", 390, scheme)
+    codes = page.locator(":is(.measured, .predict, details) :is(p, summary) > code")
+    found = codes.evaluate_all(colours)
+    found += (
+        visit("gpt_char_15.html", 390, scheme)
+        .locator("details :is(p, summary) > code")
+        .evaluate_all(colours)
+    )
+    assert len(found) > 3
+    for code, above, below in found:
+        assert above != below, code
+
+
+@in_chromium
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_buttons_of_a_diff_stay_together(visit, width):
+    page = visit("gpt2_train_12.html", width)
+    tops = "all => all.filter(b => b.offsetParent).map(b => b.offsetTop)"
+    assert len(set(page.locator(".tools button").evaluate_all(tops))) == 1
 
 
 @in_chromium
