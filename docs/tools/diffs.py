@@ -240,8 +240,8 @@ def line(kind, pieces, number, marked=(), row=0):
     inner = emphasized(pieces, marked) if marked else plain(pieces)
     if text.startswith("# ---"):  # a banner need not wrap where there is little room
         inner = re.sub("-{9,}", r"<u>\g<0></u>", inner)
-    if re.search(rf"\S{{{LONG_WORD},}}", text):  # it may wrap after ( [ . and ,
-        inner = re.sub(r"(?<=\w)[.,(\[](?=[a-z_\"'])(?![^<]*>)", r"\g<0><wbr>", inner)
+    if re.search(rf"\S{{{LONG_WORD},}}", text):  # it may wrap after ( . and ,
+        inner = re.sub(r"(?<=\w)[.,(](?=[a-z_\"'])(?![^<]*>)", r"\g<0><wbr>", inner)
     return f'<p class="{kind}" data-n="{number + 1}"{style}>{inner}</p>'
 
 
