@@ -163,14 +163,17 @@ def test_prose_measure_and_changed_words(pages):
 
 
 def test_one_can_predict_before_one_reads_the_answer(pages):
-    """Wherever the diff stands, the box with the loss is below what was measured."""
+    """Wherever the diff stands, the card with the loss is below all of it.
+
+    A step may end with a prediction for the next one, below what was measured.
+    """
     count = 0
     for path in pages.glob("*.html"):
         page = path.read_text(encoding="utf-8")
         if 'class="effect"' in page and 'class="predict"' in page:
             kinds = re.findall('class="(predict|measured|unmeasured|effect)"', page)
-            assert kinds[0] == "predict" and kinds[-1] == "effect", path.name
-            count += 1
+            assert kinds[-1] == "effect", path.name
+            count += kinds[0] == "predict"
     assert count > 20
     page = (pages / "gpt2_train_20.html").read_text(encoding="utf-8")
     assert '<p class="unmeasured"><em>Not measured' in page
