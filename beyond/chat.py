@@ -40,7 +40,7 @@ out_dir = "out/chat"  # folder for the checkpoints best.pt and last.pt
 export_dir = ""  # write the model to this folder, in the format of model_dir
 init_from = "resume"  # from the checkpoints in out_dir, if any; "scratch": start over
 seed = 1337  # for the initial weights of LoRA, the batches and the answers
-batch_size = 4  # B: conversations per batch
+batch_tokens = 512  # most tokens of a batch, padding included
 block_size = 2048  # tokens of a conversation that the model can see
 data_file = ""  # a {"messages": [...]} per line to learn from; empty: Shakespeare
 max_length = 256  # tokens of a conversation to learn from; the rest is cut off
@@ -257,20 +257,30 @@ def collate(conversations):
     return x.to(device), y.to(device)
 
 
+def pack(conversations, rng):
+    """Batches of conversations of about the same length, of at most batch_tokens."""
+    lengths = [len(ids) for ids, _ in conversations]
+    order = np.lexsort((rng.random(len(lengths)), lengths))  # by length, then by chance
+    batches = [[]]
+    for i in order:  # the longest of a batch comes last; the others are padded to it
+        if (len(batches[-1]) + 1) * lengths[i] > batch_tokens:
+            batches.append([])
+        batches[-1].append(conversations[i])
+    return batches
+
+
 def get_batch(step):
-    """The conversations of a step. Those in a batch have about the same length."""
-    batches = max(1, len(train_data) // batch_size)  # per epoch
-    epoch, batch = divmod(step, batches)
+    """The conversations of a step."""
+    epoch, batch = divmod(step, n_batches)
     rng = np.random.default_rng((seed, epoch))  # the same in all steps of an epoch
-    lengths = np.array([len(ids) for ids, _ in train_data])
-    order = np.argsort(lengths + rng.uniform(0, 10, len(lengths)))
-    first = rng.permutation(batches)[batch] * batch_size
-    return collate([train_data[i] for i in order[first : first + batch_size]])
+    batches = pack(train_data, rng)
+    return collate(batches[rng.permutation(n_batches)[batch]])
 
 
 if max_iters > 0:
     train_data, val_data = read_conversations()
     val_data = val_data[:eval_size]
+    n_batches = len(pack(train_data, np.random.default_rng(seed)))  # per epoch
 
 
 # ------------------------------------------------------------------------------- Model
@@ -676,9 +686,8 @@ def estimate_loss():
     """Mean loss over the answers of the validation data, per token."""
     total = 0.0
     count = 0
-    in_order = sorted(val_data, key=lambda conversation: len(conversation[0]))
-    for first in range(0, len(in_order), batch_size):
-        x, y = collate(in_order[first : first + batch_size])
+    for batch in pack(val_data, np.random.default_rng(seed)):
+        x, y = collate(batch)
         tokens = (y >= 0).sum().item()
         total += model(x, y).item() * tokens
         count += tokens
@@ -695,7 +704,7 @@ def answer_questions():
 
 
 # ------------------------------------------------------------------------------ Checks
-for name in "batch_size max_length log_interval eval_interval eval_size".split():
+for name in "max_length log_interval eval_interval eval_size".split():
     if config[name] < 1:
         parser.error(f"--{name}={config[name]} must be at least 1")
 for name in "lora_rank max_iters warmup_iters max_new_tokens top_k seed".split():
@@ -727,6 +736,8 @@ if not 0 < block_size <= most:
     parser.error(f"--block_size={block_size} must be from 1 to {most}")
 if max_length > block_size:
     parser.error(f"--max_length={max_length} must be at most {block_size}")
+if batch_tokens < max_length:
+    parser.error(f"--batch_tokens={batch_tokens} must be at least {max_length}")
 if temperature != 0 and not 0.01 <= temperature <= 100:  # logits could overflow
     parser.error(f"--temperature={temperature} must be 0, or between 0.01 and 100")
 try:

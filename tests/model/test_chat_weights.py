@@ -28,7 +28,7 @@ SIZES = [(1, 1, 2, 1, 1), (6, 2, 6, 37, 3), (4, 4, 8, 5, 2)]
 SMALL = (4, 2, 8, 24, 2)
 TALK = ["--model_dir=llama", "--prompt=Ab", "--no-int8", "--lora_rank=0"]
 TALK += ["--block_size=256", "--init_from=scratch"]
-TRAIN = ["--model_dir=llama", "--no-bfloat16", "--batch_size=4", "--eval_size=5"]
+TRAIN = ["--model_dir=llama", "--no-bfloat16", "--batch_tokens=600", "--eval_size=5"]
 TRAIN += ["--block_size=512", "--max_new_tokens=4", "--max_length=150"]
 TRAIN += ["--data_file=talk.jsonl"]
 TEMPLATE = (
@@ -395,9 +395,12 @@ def test_every_conversation_once_per_epoch(run, llama):
     done = run(SCRIPT, *TRAIN, "--max_iters=1", "--lora_rank=0")
     train = done.names["train_data"]
     seen = []
-    for step in range(9):  # 36 conversations, 4 a batch
+    for step in range(done.names["n_batches"]):
         x, _ = done.names["get_batch"](step)
+        assert len(x) * (x.shape[1] + 1) <= 600
         seen += [tuple(row.tolist()) for row in x]
+    assert len(seen) == len(train) == 36
+    assert 36 / 8 < done.names["n_batches"] < 36
     for ids, _ in train:
         row = tuple(ids[:-1])
         assert any(s[: len(row)] == row and not any(s[len(row) :]) for s in seen)
