@@ -233,7 +233,7 @@ def report(bench):
         times = bench.times(name)
         lines.append(f"| {name} | {steps.cell(times, 1)} |")
         run = bench.find(name, ITERS, SEEDS[0])
-        if run:
+        if run and name != RIVAL:
             rows[name] = {"val loss": bench.losses(name, "equal_steps")}
             rows[name] |= {"sample": run["sample"][: steps.SAMPLE_LENGTH]}
             rows[name] |= {"ms per step": [bench.ms(name)]}
