@@ -5,9 +5,9 @@
     python docs/bench/chat.py --only=equal_time --steps=02,03 --seeds=1,2
 
 Each step is trained three ways: for 1,500 steps; for as many steps as fit into the time
-that step 1 takes for 300; and step 5 also for as many as fit into three quarters of the
-time of gpt_char.py's 4,000. What a step takes is measured with --time, so do that
-first. The results are kept in docs/bench/steps_chat.json, whose form is that of
+that step 1 takes for 300; and the best ones also for as many as fit into three quarters
+of the time of gpt_char.py's 4,000. What a step takes is measured with --time, so do
+that first. The results are kept in docs/bench/steps_chat.json, whose form is that of
 steps.py: what it has of the same code is not measured again, a run can be interrupted,
 and two may run at once. The report is docs/bench/chat.md.
 """
@@ -35,6 +35,7 @@ SHARE = 0.75  # of the time of gpt_char.py
 TIMED = 30  # steps of a run that is timed
 ROUNDS = 3
 FIRST = "01_less_to_carry"
+ROTARY = "04_rotary_positions"
 BEST = "05_normalized_queries"
 RIVAL = "05_with_relu_squared"
 GELU = "F.gelu(self.c_fc(x))"
@@ -142,7 +143,7 @@ class Bench:
     def names(self, way):
         """The files that are compared."""
         if way == "moonshot":
-            return [BEST]
+            return [ROTARY, BEST, RIVAL]
         return [name for name in self.files if name != "00_gpt_char"]
 
     def losses(self, name, way):
