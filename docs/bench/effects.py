@@ -26,7 +26,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 import torch
-from steps import code_of
+from lab import code_of
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCH = ROOT / "docs/bench"

@@ -11,10 +11,10 @@ has of the same code is not measured again, so a run can be interrupted; comment
 docstrings may change meanwhile. --no-time leaves out what other load would disturb;
 --again measures what is there already.
 
-ms per step: from log.csv (median) if the file writes it; otherwise the time of a run of
---time_iters steps minus that of a run of two, per step. All files run in turn, and the
-report has the median of --rounds rounds. Memory is the largest resident set of the
-process.
+ms per step: the median time from one step of the optimizer to the next, in a run of
+--time_iters steps. Where a file has no optimizer of PyTorch, the time of such a run
+minus that of a run of two, per step. All files run in turn, and the report has the
+median of --rounds rounds. Memory is the largest resident set of the process.
 """
 
 import argparse
@@ -30,7 +30,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from lab import code_of
+import lab
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCH = ROOT / "docs/bench"
@@ -151,6 +151,17 @@ def train(path, known, settings, threads):
     return result
 
 
+def time_steps(path, known, settings, threads):
+    """The median time of a step; without it, where the file has no optimizer."""
+    flags = command_of("", known, settings)[1:]
+    env = {"OMP_NUM_THREADS": str(threads)} if threads > 0 else {}
+    found = lab.perform(lab.job(path, " ".join(flags), env=env))
+    result = {"seconds": round(found["wall s"], 3)}
+    if "ms per step" in found:
+        result["ms per step"] = round(found["ms per step"], 2)
+    return result
+
+
 # --------------------------------------------------------------------------- Measuring
 class Book:
     """The JSON beside the report: every run that was ever measured, by its code."""
@@ -220,17 +231,24 @@ def time_settings(args, name, steps):
 
 
 def plan(args, names):
-    """All runs in their order: (name of the file, settings, round)."""
+    """All runs in their order: (name of the file, settings, round, how to run it)."""
     runs = []
     for seed in args.seeds:
         for name in names:
-            runs.append((name, loss_settings(args, name, seed), 0))
+            runs.append((name, loss_settings(args, name, seed), 0, train))
     if args.time:
         for count in range(args.rounds):
             for name in names:
-                for steps in (2, args.time_iters):
-                    runs.append((name, time_settings(args, name, steps), count))
+                for steps in (args.time_iters, 2):
+                    settings = time_settings(args, name, steps)
+                    runs.append((name, settings, count, time_steps))
     return runs
+
+
+def has_time(args, codes, book, name, count):
+    """Has the long run told the time of a step, so that no run of two is needed?"""
+    long = book.key(codes[name], time_settings(args, name, args.time_iters), count)
+    return "ms per step" in book.runs.get(long, {})
 
 
 def chosen(name, only):
@@ -247,9 +265,12 @@ def measure(args, files, codes, book, machine):
         done.update(book.runs)
     begin = time.monotonic()
     names = [name for name in files if chosen(name, args.only)]
-    for name, settings, count in plan(args, names):
+    for name, settings, count, how in plan(args, names):
         key = book.key(codes[name], settings, count)
         if name in failures or key in done:
+            continue
+        is_short = how is time_steps and settings["max_iters"] == 2
+        if is_short and has_time(args, codes, book, name, count):
             continue
         if args.minutes > 0 and time.monotonic() - begin > 60 * args.minutes:
             print("the time is up; the same command continues here")
@@ -257,7 +278,7 @@ def measure(args, files, codes, book, machine):
         try:
             if name not in flags:
                 flags[name] = known_flags(files[name])
-            result = train(files[name], flags[name], settings, args.threads)
+            result = how(files[name], flags[name], settings, args.threads)
         except RuntimeError as error:
             failures[name] = str(error)
             print(f"{name}: {error}", flush=True)
@@ -295,11 +316,14 @@ def collect(args, files, codes, book):
                 settings = time_settings(args, name, steps)
                 key = book.key(codes[name], settings, count)
                 pair.append(book.runs.get(key))
-            if None in pair:
-                continue
             short, long = pair
-            ms = 1000 * (long["seconds"] - short["seconds"]) / (args.time_iters - 2)
-            row["ms per step"].append(round(long.get("ms per step", ms), 2))
+            if long and "ms per step" in long:
+                ms = long["ms per step"]
+            elif long and short:
+                ms = 1000 * (long["seconds"] - short["seconds"]) / (args.time_iters - 2)
+            else:
+                continue
+            row["ms per step"].append(round(ms, 2))
             row["machines"]["ms per step"] = long["machine"]
         rows[name] = row
     return rows
@@ -406,7 +430,7 @@ def main():
     book = Book(BENCH / f"steps_{args.chapter}.json")
     with tempfile.TemporaryDirectory() as folder:
         files = files_of(args.chapter, Path(folder))
-        codes = {name: code_of(path) for name, path in files.items()}
+        codes = {name: lab.code_of(path) for name, path in files.items()}
         try:
             failures = measure(args, files, codes, book, machine)
         except KeyboardInterrupt:
