@@ -34,8 +34,8 @@ RUNS = {
     "real_weights": (13, []),
     "all_tokens": (21, ["--max_iters=30"]),
     "answers_only": (22, ["--max_iters=30"]),
-    "lora": (26, ["--max_iters=60"]),
-    "all_weights": (26, ["--max_iters=60", "--lora_rank=0", "--learning_rate=1e-4"]),
+    "lora": (26, ["--max_iters=200"]),
+    "all_weights": (26, ["--max_iters=200", "--lora_rank=0", "--learning_rate=1e-4"]),
 }
 
 
