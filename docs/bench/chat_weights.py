@@ -6,7 +6,7 @@
 Each run takes up to a quarter of an hour; what they print stays in out/bench_chat, and
 a second call continues. --only=NAME,NAME runs some of them, --seconds=N interrupts a
 run after N seconds, and --threads=N is for all of them: what is timed (lora and
-all_weights) wants both cores of a quiet machine. The report is written at the end.
+all_weights_time) wants both cores of a quiet machine. The report is written at the end.
 """
 
 import argparse
@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 STEPS = ROOT / "out/steps/chat"
 OUT = ROOT / "out/bench_chat"
 BEFORE = "before training: val loss"
+ALL = ["--lora_rank=0", "--learning_rate=1e-4"]
 # {name of the run: (number of the step, arguments)}
 RUNS = {
     "one_optimizer": (10, ["--max_iters=1500"]),
@@ -34,8 +35,9 @@ RUNS = {
     "real_weights": (13, []),
     "all_tokens": (21, ["--max_iters=30"]),
     "answers_only": (22, ["--max_iters=30"]),
-    "lora": (26, ["--max_iters=200"]),
-    "all_weights": (26, ["--max_iters=200", "--lora_rank=0", "--learning_rate=1e-4"]),
+    "lora": (26, ["--max_iters=400"]),
+    "all_weights": (26, ["--max_iters=400", *ALL]),
+    "all_weights_time": (26, ["--max_iters=20", *ALL]),
 }
 
 
