@@ -29,8 +29,6 @@ ALL = ["--lora_rank=0", "--learning_rate=1e-4"]
 # {name of the run: (number of the step, arguments)}
 RUNS = {
     "one_optimizer": (10, ["--max_iters=1500"]),
-    "one_optimizer_200": (10, ["--max_iters=200"]),
-    "tokenizer_200": (11, ["--max_iters=200"]),
     "random_weights": (12, []),
     "real_weights": (13, []),
     "all_tokens": (21, ["--max_iters=30"]),
