@@ -245,10 +245,15 @@ def read_conversations():
     return found[:n], found[n:]
 
 
+def padded_length(ids):
+    """Positions of a conversation in a batch. With few lengths, memory is reused."""
+    return -(-(len(ids) - 1) // 16) * 16  # a multiple of 16; the last token is a target
+
+
 def collate(conversations):
     """Inputs x and targets y (B, T) of conversations, all as long as the longest."""
-    longest = max(len(ids) for ids, _ in conversations)
-    x = torch.zeros(len(conversations), longest - 1, dtype=torch.long)
+    longest = max(padded_length(ids) for ids, _ in conversations)
+    x = torch.zeros(len(conversations), longest, dtype=torch.long)
     y = torch.full_like(x, -1)  # -1: nothing to learn
     for row, (ids, learn) in enumerate(conversations):
         ids = torch.tensor(ids)
@@ -259,7 +264,7 @@ def collate(conversations):
 
 def pack(conversations, rng):
     """Batches of conversations of about the same length, of at most batch_tokens."""
-    lengths = [len(ids) for ids, _ in conversations]
+    lengths = [padded_length(ids) for ids, _ in conversations]
     order = np.lexsort((rng.random(len(lengths)), lengths))  # by length, then by chance
     batches = [[]]
     for i in order:  # the longest of a batch comes last; the others are padded to it
