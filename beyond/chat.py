@@ -6,7 +6,7 @@
 
     python beyond/chat.py                            talk
     python beyond/chat.py --prompt="Who are you?"    one answer
-    python beyond/chat.py --max_iters=200            learn from Shakespeare
+    python beyond/chat.py --max_iters=300            learn from Shakespeare
 
 The chapter is docs/chat.md.
 """

@@ -33,8 +33,8 @@ RUNS = {
     "real_weights": (13, []),
     "all_tokens": (21, ["--max_iters=30"]),
     "answers_only": (22, ["--max_iters=30"]),
-    "lora": (26, ["--max_iters=400"]),
-    "all_weights": (26, ["--max_iters=400", *ALL]),
+    "lora": (26, ["--max_iters=300"]),
+    "all_weights": (26, ["--max_iters=300", *ALL]),
     "all_weights_time": (26, ["--max_iters=20", *ALL]),
 }
 
