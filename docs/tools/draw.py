@@ -143,9 +143,9 @@ def letters(axes, columns, rows):
         [i + 0.5 for i in range(len(rows))], [SHOWN.get(c, c) for c in rows]
     )
     axes.xaxis.tick_top()
-    lift_spaces(axes)
     axes.invert_yaxis()
     axes.tick_params(length=0, labelsize=9)
+    lift_spaces(axes)  # after the length of ticks, which sets their places anew
     axes.set_aspect("equal")
     axes.spines[:].set_visible(False)
 
@@ -259,7 +259,7 @@ def qkv():
 
 
 def cells(axes, matrix, text, title, limits, words, size):
-    """Draw a matrix of positions in colours; words: {(row, column): what to write}.
+    """Draw a matrix of positions in colors; words: {(row, column): what to write}.
 
     What is hidden from a position is nan, and stays empty.
     """
@@ -268,7 +268,7 @@ def cells(axes, matrix, text, title, limits, words, size):
     shown = np.ma.masked_invalid(matrix)
     axes.imshow(shown, cmap="Oranges", vmin=low, vmax=high, interpolation="none")
     for (i, j), word in words.items():
-        dark = matrix[i, j] > low + 0.6 * (high - low)
+        dark = matrix[i, j] > low + 0.7 * (high - low)
         color = "white" if dark else "black"
         at = dict(ha="center", va="center_baseline", fontsize=size)
         axes.text(j, i, word, color=color, **at)
@@ -295,11 +295,33 @@ def weights_of(scores):
     return np.where(past, powers / powers.sum(axis=1, keepdims=True), np.nan)
 
 
+SCORES = (-18, 6)  # from the lightest to the darkest color
+
+
+def in_numbers(axes, text, scores, weights, size):
+    """A row of scores above its weights, in numbers, on the colors of the panels."""
+    n = len(text)
+    for y, numbers, limits in ((0, scores, SCORES), (1, weights, (0, 1))):
+        style = dict(cmap="Oranges", vmin=limits[0], vmax=limits[1])
+        axes.pcolormesh(range(n + 1), (y, y + 1), numbers[None], **style)
+        for j, number in enumerate(numbers):
+            word = f"{number:.2f}".replace("-", "−")
+            at = dict(ha="center", va="center_baseline", fontsize=size)
+            axes.text(j + 0.5, y + 0.5, word, **at)
+    letters(axes, text, ("score", "weight"))
+    axes.tick_params(labelsize=13)
+    axes.axhline(1, color="white", linewidth=2)
+    for edge in range(1, n):
+        axes.axvline(edge, color="white", linewidth=0.8)
+    frame(axes, 0, 0, n, 2)
+
+
 def attention():
     """From queries and keys to scores, weights and the output, on a line of text.
 
     In two forms: two by two, and below each other for narrow screens. A frame is
-    around the row that the chapter computes by hand.
+    around the row that the chapter computes by hand. Its scores and weights are there
+    in numbers, too, with as many digits as it takes to check one by the other.
     """
     text, _, every_head = one_line()
     q, k, v = every_head[HEAD]
@@ -309,55 +331,61 @@ def attention():
     weights = weights_of(scores)
     hidden = np.where(np.isnan(weights), np.nan, scores)
     output = np.nan_to_num(weights) @ v
-    of_row = {}
-    for j in range(T):
-        of_row[row, j] = f"{scores[row, j]:.0f}".replace("-", "−")
-    seen = {place: of_row[place] for place in of_row if place[1] <= row}
     large = {}
     for i in range(T):
         for j in range(i + 1):
             if weights[i, j] >= 0.05:
                 large[i, j] = f"{weights[i, j]:.2f}"
-    panels = (
-        ("1. scores: Q Kᵀ / √32", scores, (-18, 6), of_row),
-        ("2. the future hidden", hidden, (-18, 6), seen),
-        ("3. weights: softmax", weights, (0, 1), large),
-    )
-    for name, shape, size in (
-        ("attention", (2, 2), (7.8, 8.6)),
-        ("attention_narrow", (4, 1), (4.4, 9.9)),  # lower, to see more at once
+    panels = {
+        "scores": ("1. scores: Q Kᵀ / √32", scores, SCORES, {}),
+        "hidden": ("2. the future hidden", hidden, SCORES, {}),
+        "weights": ("3. weights: softmax", weights, (0, 1), large),
+    }
+    wide = [["scores", "hidden"], ["row", "row"], ["weights", "output"]]
+    for name, places, size, heights in (
+        ("attention", wide, (7.8, 9.9), (1, 0.26, 1)),
+        (
+            "attention_narrow",
+            [["scores"], ["hidden"], ["row"], ["weights"], ["output"]],
+            (4.4, 9.9),
+            (1, 1, 0.42, 1.1, 1),
+        ),
     ):
-        narrow = shape[1] == 1
-        figure, all_axes = plt.subplots(*shape, figsize=size, layout="constrained")
+        narrow = places is not wide
+        style = dict(figsize=size, height_ratios=heights, layout="constrained")
+        figure, parts = plt.subplot_mosaic(places, **style)
         figure.get_layout_engine().set(h_pad=0.06 if narrow else 0.12)
-        *first, last = all_axes.flat
-        for axes, panel in zip(first, panels):
-            title, matrix, limits, words = panel
-            # Two digits and a minus are as wide as a cell of the wide form
-            size = 10 if narrow or limits == (0, 1) else 8.5
-            cells(axes, matrix, text, title, limits, words, size)
-            if not narrow:
-                axes.set_xlabel("the letter that is looked at\n(strong colour: high)")
-            elif axes is first[0]:
-                axes.set_xlabel("the letter that is looked at")
+        for part, (title, matrix, limits, words) in panels.items():
+            cells(parts[part], matrix, text, title, limits, words, 10)
+        looked_at = "the letter that is looked at"
+        parts["scores"].set_xlabel(f"{looked_at}\n(strong color: high)")
+        parts["weights"].set_xlabel("each row sums to 1")
+        if not narrow:
+            parts["hidden"].set_xlabel(f"{looked_at}\n")  # as high as its neighbor
+        size = 9.4 if narrow else 14
+        past = slice(row + 1)
+        seen = (text[past], scores[row, past], weights[row, past])
+        in_numbers(parts["row"], *seen, size)
+        title = f"the framed row, {text[row]}"
+        parts["row"].set_title(title, fontsize=14, weight="bold", pad=8)
+        last = parts["output"]
         strip(last, output, "", "black", text)
         # As high above the panel as where letters are between
         pad = 6 if narrow else 25
         last.set_title("4. output: weights · V", fontsize=14, weight="bold", pad=pad)
         last.tick_params(labelsize=13)
-        words = f"32 numbers for each letter\n({SIGNS})"
-        if narrow:
-            words += "\nin 1 to 3, strong colour: high"
-        last.set_xlabel(words)
-        for axes in all_axes.flat:
-            columns = T if axes is not last else output.shape[1]
+        last.set_xlabel(f"32 numbers for each letter ({SIGNS})")
+        for part, axes in parts.items():
+            axes.set_aspect("auto")
+            if part == "row":
+                continue
+            columns = output.shape[1] if axes is last else T
             frame(axes, -0.5, row - 0.5, columns, 1)
             axes.get_yticklabels()[row].set_weight("bold")
-            axes.set_aspect("auto")
             if not narrow:
                 axes.set_box_aspect(1)
-        for axes in [last, *all_axes.reshape(shape)[:, 0]]:
-            axes.set_ylabel("the letter that looks")
+        for part in panels if narrow else ("scores", "weights"):
+            parts[part].set_ylabel("the letter that looks")
         save(figure, name, "Scores, masked scores, weights and output for a line")
 
 
@@ -391,7 +419,7 @@ def heads():
         axes.spines[:].set_visible(False)
         axes.set_title(f"head {n}", fontsize=13)
     figure.supylabel("the letter that looks", fontsize=12)
-    words = "the letter that is looked at\n(strong colour: much weight)"
+    words = "the letter that is looked at\n(strong color: much weight)"
     figure.supxlabel(words, fontsize=12)
     save(
         figure, "heads", "The weights of the four heads of v2_attention.py over a line"
@@ -1036,7 +1064,7 @@ def peers():
         runs.setdefault(name.split(", ")[1], []).append(
             (row["train s"][0], row["val loss"][0])
         )
-    labels = {  # the colour, the places of the name and of the last loss
+    labels = {  # the color, the places of the name and of the last loss
         "gpt_char": (GREEN, (5.8, 1.87), (207, 1.42)),
         "nanoGPT": (ORANGE, (94, 2.03), (246, 1.615)),
         "ng-video-lecture": (BLUE, (14.5, 2.46), (246, 1.695)),

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import math
 import re
 import runpy
 
@@ -78,6 +79,17 @@ def words_of(name):
     """The words of a picture, each text of it one string."""
     picture = (ROOT / f"docs/pictures/{name}.svg").read_text(encoding="utf-8")
     return re.findall(r">([^<>]+)</text>", picture)
+
+
+@pytest.mark.parametrize("name", ["attention", "attention_narrow"])
+def test_the_weights_of_attention_follow_from_its_scores_as_printed(name):
+    words = words_of(name)
+    scores = [word for word in words if re.fullmatch(r"−\d+\.\d\d", word)]
+    after = words.index(scores[-1]) + 1
+    powers = [math.exp(float(score.replace("−", "-"))) for score in scores]
+    assert len(scores) == 7
+    for power, word in zip(powers, words[after:]):
+        assert f"{power / sum(powers):.2f}" == word
 
 
 def test_the_losses_of_the_curves_are_those_of_the_report():
