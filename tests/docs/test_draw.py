@@ -105,6 +105,24 @@ def test_the_losses_of_the_curves_are_those_of_the_report():
         assert f"{name}.py" in words
 
 
+def test_the_losses_of_peers_are_those_of_their_best_runs():
+    report = (ROOT / "docs/bench/char.json").read_text(encoding="utf-8")
+    rows = json.loads(report)["tables"][
+        "Validation loss after a run of so many seconds of training"
+    ]
+    best = {}
+    for run, row in rows.items():
+        name = run.split(", ")[1]
+        end = (row["val loss"][0], row["train s"][0])
+        best[name] = min(end, best.get(name, end))
+    loss, seconds = best.pop("gpt_char")
+    words = words_of("peers")
+    assert f"{loss:.2f} in {seconds:.0f} s" in words
+    for name, (loss, _) in best.items():
+        assert name in words
+        assert f"{loss:.2f}" in words
+
+
 def table_of(chapter, corner):
     """A table of a chapter, found by its first cell: the numbers of each row."""
     text = (ROOT / f"docs/{chapter}.md").read_text(encoding="utf-8")
@@ -132,7 +150,7 @@ def test_the_times_of_cost_give_the_factors_of_the_table():
     for name in ("dense", "two rows", "fixed", "strided"):
         (label,) = [word for word in words if word.startswith(f"{name} ")]
         seconds[name] = float(label.removeprefix(name).removesuffix("s"))
-    table = table_of("sparse_gpt", "times faster than dense")
+    table = table_of("sparse_gpt", "times as fast as dense, at T =")
     rows = {"two rows": "window, two rows", "fixed": "fixed", "strided": "strided"}
     for name, row in rows.items():
         factor = seconds["dense"] / seconds[name]
