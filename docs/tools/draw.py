@@ -44,8 +44,6 @@ LIGHT_ORANGE = "#f7cf94"
 LIGHT_GREEN = "#a8dca8"
 LIGHT_PURPLE = "#cdb2e0"
 LIGHT_GREY = "#e4e4e4"
-COLORS = {"bigram": BLUE, "v2_attention": ORANGE, "gpt_char": GREEN}
-COLORS |= {"gpt2_train": RED, "sparse_gpt": PURPLE}
 
 
 def tables(part):
@@ -989,68 +987,66 @@ def layouts():
 
 
 def curves():
-    """The loss of the scripts that are measured, against the seconds of training."""
+    """The loss of the scripts that are measured, against the seconds of training.
+
+    The Transformers run on top of each other: each later one is thinner and darker,
+    so that all of them are seen.
+    """
     runs = tables("curves")
-    figure, axes = plt.subplots(figsize=(4.9, 4.6), layout="constrained")
+    figure, axes = plt.subplots(figsize=(4.9, 4.9), layout="constrained")
     nothing = runs["bigram"]["points"][0][1]  # before the first step
-    transformers = {}  # their last losses
-    higher = {}  # of those that begin above the picture: when they enter it, and color
+    styles = {"bigram": (BLUE, 2.5), "v2_attention": (ORANGE, 2.5)}
+    styles |= {"gpt_char": ("#93d3a2", 8), "gpt2_train": ("#2c9a50", 5)}
+    styles |= {"sparse_gpt": ("#0b4420", 1.8)}
+    higher = []  # when those that begin above the picture enter it
     last = max(run["points"][-1][0] for run in runs.values())
-    below = plt.Rectangle((0.01, 1), 1000, nothing - 1, transform=axes.transData)
+    below = plt.Rectangle((0.01, 0), 1000, nothing, transform=axes.transData)
+    y = 1.22  # of the next name in the list of the Transformers
     for name, run in runs.items():
         points = [(s, loss) for s, loss in run["points"] if s > 0.01]
         seconds, losses = zip(*points)
         end = (seconds[-1], losses[-1])
-        color = COLORS[name]
-        (line,) = axes.plot(seconds, losses, linewidth=2.5, color=color)
+        color, width = styles[name]
+        style = dict(color=color, linewidth=width, solid_capstyle="butt")
+        order = 1.5 if width > 3 else 2  # the wide ones below all others
+        (line,) = axes.plot(seconds, losses, zorder=order, **style)
         line.set_clip_path(below)  # with 256 tokens they begin higher
         if losses[0] > nothing:
             first_loss = run["points"][0][1]
-            higher[next(s for s, loss in points if loss <= nothing)] = color
-        axes.plot(*end, "o", color=color, markersize=8, zorder=3)
+            higher.append(next(s for s, loss in points if loss <= nothing))
+        words = f"{name}.py: {end[1]:.2f}"
+        at = dict(color=color, ha="right", va="center", fontsize=13)
         if name == "bigram":
-            at = dict(color=color, ha="right", va="top", fontsize=13)
-            axes.text(1.2 * end[0], end[1] - 0.1, f"{name}.py: {end[1]:.2f}", **at)
+            axes.plot(*end, "o", color=color, markersize=8, zorder=3)
+            axes.text(0.95 * end[0], end[1] - 0.18, words, **at)
         elif name == "v2_attention":
             # Below the other lines; a thin one leads from there to the dot
-            at = dict(color=color, ha="right", va="center", fontsize=13)
-            place = (0.8 * end[0], end[1] - 0.33)
-            axes.text(*place, f"{name}.py: {end[1]:.2f}", **at)
-            leader = ((0.72 * end[0], end[0]), (end[1] - 0.24, end[1]))
+            axes.plot(*end, "o", color=color, markersize=8, zorder=3)
+            axes.text(0.6 * end[0], end[1] - 0.25, words, **at)
+            leader = ((0.65 * end[0], end[0]), (end[1] - 0.2, end[1]))
             axes.plot(*leader, color=color, linewidth=1)
         else:
-            transformers[name] = end[1]
-    # They end together: their names are above their ends, the lowest first
-    count = {2: "two", 3: "three"}[len(transformers)]
-    low, high = min(transformers.values()), max(transformers.values())
-    words = f"{low:.2f}"
-    if f"{high:.2f}" != words:
-        words += f" to {high:.2f}"
-    at = dict(ha="right", va="center", fontsize=13)
-    y = 2.5
-    for name in reversed(transformers):
-        axes.text(last, y, f"{name}.py", color=COLORS[name], **at)
-        y += 0.2
-    for line in (words, "Transformers:", count):
-        y += 0.02
-        axes.text(last, y, line, weight="bold", **at)
-        y += 0.2
-    arrow(axes, (0.8 * last, 2.37), (0.95 * last, high + 0.13))
+            at["color"] = styles["sparse_gpt"][0]  # the others are too light for words
+            axes.text(0.42 * last, y, words, **at)
+            axes.plot((0.5 * last, 0.95 * last), (y, y), **style)
+            y -= 0.2
     axes.axhline(nothing, color=GREY, linewidth=1, linestyle="--")
-    axes.text(0.02, nothing + 0.05, f"{nothing:.2f}: knows nothing yet")
+    axes.text(0.017, nothing + 0.05, f"{nothing:.2f}: knows nothing yet")
     if higher:
-        words, color = f"starts at {first_loss:.1f}", max(higher.items())[1]
-        if len(higher) == 2:
-            words, color = f"both start at {first_loss:.1f}", "#444444"
-        axes.text(1.2 * max(higher), nothing - 0.1, words, color=color, va="top")
+        words = "starts" if len(higher) == 1 else "both start"
+        words += f" at {first_loss:.1f}:\n256 kinds of tokens"
+        axes.text(1.2 * max(higher), nothing - 0.1, words, color="#444444", va="top")
     right = max(330, 1.3 * last)
     axes.set(xscale="log", xlabel="time of training, on two cores (log scale)")
-    axes.set(ylabel="val loss: lower is better", ylim=(1.2, 4.45), xlim=(0.018, right))
+    axes.set(ylabel="val loss: lower is better", ylim=(0.7, 4.45), xlim=(0.015, right))
     ticks = {0.1: "0.1 s", 1: "1 s", 10: "10 s", 60: "1 min", 300: "5 min"}
     axes.set_xticks([*ticks], [*ticks.values()])
+    axes.set_yticks([1, 1.5, 2, 2.5, 3, 3.5, 4])
     axes.minorticks_off()
     axes.grid()
-    axes.set_title("each kind of model gets further", fontsize=14, weight="bold")
+    axes.set_axisbelow(True)
+    title = "simple models stop sooner, and higher"
+    axes.set_title(title, fontsize=13, weight="bold")
     title = "Validation loss of the scripts against the time of training"
     save(figure, "curves", title)
 
@@ -1122,12 +1118,13 @@ def cost():
         label = f"{words} {seconds:.{digits}f} s"
         at = dict(color=color, va="center", fontsize=13)
         axes.text(lengths[-1] * 1.2, times[-1] * up, label, **at)
-        factor = times[-1] / times[-2]
+        factors = {round(after / before) for before, after in zip(times, times[1:])}
+        words = f"{lengths[-1] // lengths[-2]} × positions:\n"
+        words += f"{' to '.join(str(factor) for factor in sorted(factors))} × time"
         x = math.sqrt(lengths[-2] * lengths[-1])
         y = math.sqrt(times[-2] * times[-1])
         at = dict(color=color, weight="bold", va="center", fontsize=13)
         at["bbox"] = dict(facecolor="white", edgecolor="none", pad=1)
-        words = f"{lengths[-1] / lengths[-2]:.0f} × positions:\n{factor:.0f} × time"
         if name == "dense":
             axes.text(x * 0.85, 1.9 * y, words, ha="right", **at)
         elif name == "strided":
@@ -1139,6 +1136,7 @@ def cost():
     axes.set_yticks([10, 100, 1000, 10_000], ["10 ms", "0.1 s", "1 s", "10 s"])
     axes.minorticks_off()
     axes.grid()
+    axes.set_title("dense: by far the steepest", fontsize=14, weight="bold")
     title = "Time of dense and of sparse attention against the length of the context"
     save(figure, "cost", title)
 
