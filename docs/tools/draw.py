@@ -786,34 +786,36 @@ def overfitting():
     runs = json.loads(report)["runs"]
     figure, axes = plt.subplots(figsize=(4.9, 4.4), layout="constrained")
     for name, color, width in (
-        ("small text", RED, 3.5),
-        ("small text, dropout 0.2", GREEN, 2),
+        ("small text", ORANGE, 3.5),
+        ("small text, dropout 0.2", BLUE, 2),
     ):
         output = runs[name]["output"]
         pattern = r"step +(\d+) \| train loss (\S+) \| val loss (\S+)"
         lines = re.findall(pattern, output)
         steps, train, val = zip(*((int(s), float(a), float(b)) for s, a, b in lines))
         axes.plot(steps, train, color=color, linewidth=1.5, linestyle="--")
+        axes.plot(steps[-1], train[-1], "o", color=color, markersize=6)
         low = min(zip(val, steps))
         last = int(re.search(r"--max_iters=(\d+)", runs[name]["flags"])[1])
         final = float(re.search(r"final val loss (\S+)", output)[1])
+        at = dict(color=color, ha="right", fontsize=13)
+        axes.text(steps[-1], train[-1] - 0.25, f"train {train[-1]:.2f}", **at)
         steps += (last,)
         val += (final,)
         axes.plot(steps, val, color=color, linewidth=width)
         axes.plot(last, final, "o", color=color, markersize=7, clip_on=False)
-        at = dict(color=color, ha="right", fontsize=13)
-        if color == RED:
-            axes.plot(low[1], low[0], "o", color=RED, markersize=9)
+        axes.text(last, final + 0.15, f"val {final:.2f}", **at)
+        if color == ORANGE:
+            axes.plot(low[1], low[0], "o", color=color, markersize=9)
             words = f"lowest: {low[0]:.2f}"
             axes.text(low[1] + 240, low[0] + 0.3, words, **at)
-            axes.text(last, final + 0.17, f"val {final:.2f}", **at)
-            axes.text(last, train[-1] - 0.22, f"train {train[-1]:.2f}", **at)
-            words = "without dropout\nval rises: overfitting"
-            axes.text(0.68 * last, 3.1, words, weight="bold", **at)
-        else:
-            axes.text(last, final + 0.12, f"val {final:.2f}", **at)
-            axes.text(last, train[-1] - 0.22, f"train {train[-1]:.2f}", **at)
-            axes.text(last, 0.78, "with dropout\nboth stay close", **at)
+    lines = (
+        ("without dropout: overfitting", ORANGE, "bold"),
+        ("with dropout: both stay close", BLUE, "bold"),
+        ("solid: val, dashed: train", "#444444", "normal"),
+    )
+    for n, (words, color, weight) in enumerate(lines):
+        axes.text(0.1 * last, 4.15 - 0.3 * n, words, color=color, weight=weight)
     axes.set(xlabel="step", ylabel="loss on a text of 30 KB", ylim=(0, 4.4))
     axes.set_xlim(0, last)
     ticks = range(0, last + 1, 400)
