@@ -881,13 +881,13 @@ def patterns():
         left, top = 34 + 308 * (n % 2), 28 + 358 * (n // 2)
         count = int((first | last)[framed].sum())
         right = 'x="288" text-anchor="end"'
-        end = 8 * framed + 10.5  # of the frame
+        end = 8 * framed + 8  # of the frame
         out.append(
             f'<g id="{name}" transform="translate({left} {top})">'
             f'<text {right} y="10" font-size="26" font-weight="bold">{name}</text>'
             f'<text {right} y="92">position {framed}</text>'
             f'<text {right} y="120">sees {count} of {framed + 1}</text>'
-            f'<path d="M262 130 L{end - 3} {8 * framed - 3.5}" stroke="#000000" '
+            f'<path d="M262 130 L{end - 3} {8 * framed - 1}" stroke="#000000" '
             'stroke-width="2"/>'
         )
         for i in range(T):
@@ -903,8 +903,8 @@ def patterns():
                     kind = "a2"
                 out.append(f'<use href="#{kind}" x="{8 * j}" y="{8 * i}"/>')
         out.append(
-            f'<rect x="-3.5" y="{8 * framed - 3.5}" width="{end + 3.5}" '
-            'height="14" fill="none" stroke="#000000" stroke-width="3"/></g>'
+            f'<rect x="-1" y="{8 * framed - 1}" width="{end + 1}" '  # between the rows
+            'height="9" fill="none" stroke="#000000" stroke-width="2"/></g>'
         )
     axis = 'fill="#444444" text-anchor="middle"'
     out.append(f'<text x="178" y="342" {axis}>who is seen →</text>')
