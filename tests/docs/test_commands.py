@@ -60,6 +60,7 @@ def commands(documents=DOCUMENTS):
         lines = block.replace("\\\n", " ").splitlines() or [" ".join(inline.split())]
         for line in lines:
             for command in re.split(" && ", line.split("  #")[0].strip()):
+                command = re.sub(r"^(\w+=\S+ )+", "", command)  # variables before it
                 if re.match(r"(python|torchrun|git|export|pip|pytest|\.) ", command):
                     found.append(re.sub(" +", " ", command))
     return found
