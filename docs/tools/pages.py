@@ -313,10 +313,13 @@ def render(text, path, pages):
 
 
 def run_block(match):
-    """A paragraph that says what to run. Its commands stand on lines of their own."""
-    words = re.sub(
-        r'(<code class="command">[^<]*</code>)[,.:]? ?', r"\1", match[0].strip()
-    )
+    """A paragraph that says what to run. Its commands stand on lines of their own.
+
+    How long the only one takes stands before it.
+    """
+    command = r'(<code class="command">[^<]*</code>)'
+    words = re.sub(rf": {command}\s(\([^()]*\))</p>", r" \2: \1</p>", match[0].strip())
+    words = re.sub(rf"{command}[,.:]? ?", r"\1", words)
     return words.replace("<p>", '<p class="run">', 1)
 
 
@@ -454,6 +457,8 @@ def chart(chapter, step):
         side = "first" if left < 12 else "last" if left > 88 else "middle"
         if loss > top:
             marks += f'<b class="cut {side}" style="left:{left:.2f}%">↑ {loss:.2f}</b>'
+        else:
+            marks += f'<i class="at" style="left:{left:.2f}%;top:{down:.1f}%"></i>'
         if name == step:
             kind = f"{side} below" if loss < before else side
             marks += (
@@ -468,7 +473,7 @@ def chart(chapter, step):
     if any(flags != settings[0] for flags in settings if flags):
         words += "; not all were measured with the same flags"
     return (
-        f'<p class="note">{words}. The dot is this step.</p>'
+        f'<p class="note">{words}. The large dot is this step.</p>'
         '<div class="plot"><div class="axis" aria-hidden="true">'
         f"<span>{top:.2f}</span><span>{bottom:.2f}</span></div>"
         '<div class="spark"><svg viewBox="0 0 100 100" preserveAspectRatio="none" '
@@ -767,8 +772,7 @@ def taste():
     clone = re.search(r"^git clone .+\n(?:cd .+\n)?", text, re.M)
     if clone:
         return TASTE.format(where="", clone=clone[0])
-    where = ", in the clone of the repository that these pages were made in"
-    return TASTE.format(where=where, clone="")
+    return TASTE.format(where=", in a clone of the repository", clone="")
 
 
 def words_on_curves():
@@ -780,7 +784,7 @@ def words_on_curves():
     if count == len(course.LADDER):
         scripts = f"all {numbers[count]} scripts"
     return (
-        f"<p>The losses of {scripts} while they train. Each model gets further; the "
+        f"<p>The losses of {scripts} while they train. The "
         f"{numbers[count - 2]} Transformers end close together:</p>"
         f'<p class="curves">{picture_of_readme("curves")}</p>'
         '<p class="note">The time counts from the first training step on, so it is '
@@ -869,7 +873,10 @@ def picture_of_readme(name):
 def folded_chapter(group, with_title=True):
     """A chapter on the start page: its title, with links to its steps or sections."""
     first, *rest = group
-    title = html.escape(first.title) if with_title else ""
+    name = name_of_chapter(first.path)
+    words = f"<b>{name}</b>"
+    if with_title:
+        words = f"<b>{name}:</b> {html.escape(first.title)}"
     links = [(f'href="{first.name}"', "Introduction")]
     for page in rest:
         mark = " data-step" if page.step else ""
@@ -881,7 +888,7 @@ def folded_chapter(group, with_title=True):
         count = f"{len(numbered)} sections"
     return (
         '<details class="chapter"><summary><span>'
-        f"<b>{name_of_chapter(first.path)}</b> {title}</span>"
+        f"{words}</span>"
         f'<small class="count">{count}</small></summary>'
         f"{list_of_links(links)}</details>"
     )
