@@ -784,7 +784,7 @@ def words_on_curves():
     if count == len(course.LADDER):
         scripts = f"all {numbers[count]} scripts"
     return (
-        f"<p>The losses of {scripts} while they train. The "
+        f"<p>The losses of {scripts} while they train; the "
         f"{numbers[count - 2]} Transformers end close together:</p>"
         f'<p class="curves">{picture_of_readme("curves")}</p>'
         '<p class="note">The time counts from the first training step on, so it is '

@@ -482,6 +482,14 @@ def test_what_announces_a_sample_goes_with_it(builder):
     assert place(above + block, "another") == above + block
 
 
+def test_how_long_a_command_takes_stands_before_it(builder):
+    """Unless more follows: then it belongs to another command."""
+    shown = builder["render"]("# a\n\n**Run**: `python a.py` (a\nminute)", BUILD, {})
+    assert text(shown.split("</h1>")[1]).split() == "Run (a minute): python a.py".split()
+    shown = builder["render"]("# a\n\n**Run**: `python a.py`. Look (x)", BUILD, {})
+    assert text(shown.split("</h1>")[1]).split() == "Run: python a.pyLook (x)".split()
+
+
 def test_a_card_without_a_quoted_sample_stands_above_the_question(builder):
     """Not within the diff, and not between a result and what is said of it."""
     diff = '<section class="diff"><details>folded</details></section>'
@@ -1064,6 +1072,35 @@ def test_no_button_covers_a_command(visit, width):
     names = "all => all.map(name => name.getClientRects()[0].height)"
     heights = page.locator(".language-sh .file").evaluate_all(names)
     assert len(heights) == 2 and max(heights) < 24
+
+
+@in_chromium
+def test_telephones_halve_the_indentation_of_a_diff(visit):
+    """Of the first line and of those that it wraps into; numbers stay where they are."""
+    found = {}
+    for width in (390, 1280):
+        page = visit("gpt_char_15.html", width)
+        found[width] = page.locator(".lines .b").evaluate_all(
+            """all => all.filter(line => line.offsetHeight).map(line => {
+                const range = document.createRange(), words = [];
+                const walk = document.createTreeWalker(line, NodeFilter.SHOW_TEXT);
+                while (walk.nextNode()) words.push(walk.currentNode);
+                const node = words.find(node => node.data.trim());
+                if (!node) return null;
+                const at = node.data.search(/\\S/);
+                range.setStart(node, at);
+                range.setEnd(node, at + 1);
+                const one = parseFloat(getComputedStyle(line).fontSize) * 0.602;
+                const left = range.getBoundingClientRect().left;
+                const start = left - line.getBoundingClientRect().left;
+                const indent = Number(line.style.getPropertyValue("--i") || 0);
+                return [indent, start / one];
+            }).filter(Boolean)"""
+        )
+    for width, share in ((390, 0.5), (1280, 1)):
+        assert max(indent for indent, _ in found[width]) >= 12
+        starts = [start - share * indent for indent, start in found[width]]
+        assert max(starts) - min(starts) < 0.3, width
 
 
 @in_chromium
