@@ -485,7 +485,8 @@ def test_what_announces_a_sample_goes_with_it(builder):
 def test_how_long_a_command_takes_stands_before_it(builder):
     """Unless more follows: then it belongs to another command."""
     shown = builder["render"]("# a\n\n**Run**: `python a.py` (a\nminute)", BUILD, {})
-    assert text(shown.split("</h1>")[1]).split() == "Run (a minute): python a.py".split()
+    words = text(shown.split("</h1>")[1]).split()
+    assert words == "Run (a minute): python a.py".split()
     shown = builder["render"]("# a\n\n**Run**: `python a.py`. Look (x)", BUILD, {})
     assert text(shown.split("</h1>")[1]).split() == "Run: python a.pyLook (x)".split()
 
@@ -1076,7 +1077,7 @@ def test_no_button_covers_a_command(visit, width):
 
 @in_chromium
 def test_telephones_halve_the_indentation_of_a_diff(visit):
-    """Of the first line and of those that it wraps into; numbers stay where they are."""
+    """Of the first line and of those that it wraps into; numbers stay in place."""
     found = {}
     for width in (390, 1280):
         page = visit("gpt_char_15.html", width)
