@@ -143,8 +143,9 @@ def main():
         if row(name):
             text = (OUT / f"{name}.txt").read_text().split("-" * 80)[1]
             lines += ["", f"## Sample of {name}", "", "```text", text.strip(), "```"]
-    if row("lora"):
-        lines += ["", "## Answers of lora", "", *answers("lora")]
+    for name in ["all_tokens", "lora", "all_weights"]:
+        if row(name):
+            lines += ["", f"## Answers of {name}", "", *answers(name)]
     (ROOT / "docs/bench/chat_weights.md").write_text("\n".join(lines) + "\n")
 
 
