@@ -185,8 +185,8 @@ def main():
     lines += ["## Writing", ""]
     lines += [f"{TOKENS} tokens after a prompt of {len(ids)}, which is read first; in"]
     lines[-1] += f" turn, median of {args.rounds}. The bound: if the weights of a token"
-    lines += [f"were read at {bandwidth:.1f} GB/s, as a sum over them is. llama.cpp gets"]
-    lines += ["the question without the template, 11 tokens.", ""]
+    lines += [f"were read at {bandwidth:.1f} GB/s, as a sum over them is."]
+    lines += ["llama.cpp gets the question without the template, 11 tokens.", ""]
     lines += ["|  | tokens/s | MB per token | bound tokens/s | part of the bound |"]
     lines[-1] += " loss |"
     lines += ["|" + " --- |" * 6]
