@@ -787,6 +787,8 @@ def words_on_curves():
         f"<p>The losses of {scripts} while they train; the "
         f"{numbers[count - 2]} Transformers end close together:</p>"
         f'<p class="curves">{picture_of_readme("curves")}</p>'
+        '<p class="note">The time counts from the first training step on, so it is '
+        "shorter than that of the whole run on the cards.</p>"
     )
 
 
