@@ -139,6 +139,11 @@ def main():
     lines[-1] += " checkpoint MB |"
     lines += ["|" + " --- |" * 12]
     lines += [line for line in map(row, RUNS) if line]
+    lines += ["", "## Time of a step, two threads", "", "| run | ms |", "| --- | --- |"]
+    for name in ["lora", "all_weights_time"]:
+        log = OUT / f"{name}.txt"
+        times = re.findall(r"(\d+) ms", log.read_text()) if log.exists() else []
+        lines += [f"| {name} | {time} |" for time in times[-1:]]
     for name in ["real_weights", "random_weights"]:
         if row(name):
             text = (OUT / f"{name}.txt").read_text().split("-" * 80)[1]
