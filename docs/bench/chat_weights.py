@@ -88,7 +88,7 @@ def row(name):
     size = f"{saved.stat().st_size / 1e6:.1f}" if saved.exists() else ""
     trained = re.search(r"([\d,]+) to train", text) or re.search(r"([\d,]+)", text)
     steps = re.search(r"--max_iters=(\d+)", " ".join(args))
-    cells = [name, path_of(number).stem, steps[1] if steps else "0", trained[1]]
+    cells = [name, str(number), steps[1] if steps else "0", trained[1]]
     cells += [before[1] if before else "", loss[1], loss[2] or ""]
     threads = re.findall(r"^threads (\d+)", text, re.M)
     minutes = re.findall(r"^minutes ([\d.]+)", text, re.M)
@@ -134,9 +134,14 @@ def main():
     lines += ["", "## Runs", ""]
     lines += ["val loss: of the text (up to step 20), of all tokens of conversations"]
     lines += ["(step 21), of their answers (from step 22 on).", ""]
-    lines += ["| run | step | steps of training | trained | before | val loss |"]
-    lines[-1] += " per byte | threads | ms per step | minutes in all | peak MiB |"
-    lines[-1] += " checkpoint MB |"
+    lines += [
+        "*step* of docs/chat.md; *iters*: steps of training; *min*: minutes in all;"
+    ]
+    lines += ["*saved*: size of last.pt in MB.", ""]
+    lines += [
+        "| run | step | iters | trained | before | val loss | per byte | threads |"
+    ]
+    lines[-1] += " ms | min | peak MiB | saved |"
     lines += ["|" + " --- |" * 12]
     lines += [line for line in map(row, RUNS) if line]
     lines += ["", "## Time of a step, two threads", "", "| run | ms |", "| --- | --- |"]
