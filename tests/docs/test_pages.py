@@ -561,7 +561,7 @@ def test_one_bad_step_does_not_flatten_the_chart(builder):
 
 
 def test_what_was_not_measured_has_no_row(pages):
-    page = (pages / "gpt_char_15.html").read_text(encoding="utf-8")
+    page = (pages / "by_hand_2.html").read_text(encoding="utf-8")
     effect = page.split('class="effect"')[1].split("</section>")[0]
     assert "val loss" in effect
     assert "time of a training step" not in effect and "not measured" not in effect
