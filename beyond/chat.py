@@ -247,7 +247,7 @@ def read_conversations():
 
 def padded_length(ids):
     """Positions of a conversation in a batch. With few lengths, memory is reused."""
-    return -(-(len(ids) - 1) // 16) * 16  # a multiple of 16; the last token is a target
+    return 16 * math.ceil((len(ids) - 1) / 16)  # - 1: the last token is only a target
 
 
 def collate(conversations):
@@ -266,9 +266,9 @@ def pack(conversations, rng):
     """Batches of conversations of about the same length, of at most batch_tokens."""
     lengths = [padded_length(ids) for ids, _ in conversations]
     order = np.lexsort((rng.random(len(lengths)), lengths))  # by length, then by chance
-    batches = [[]]
+    batches = []
     for i in order:  # the longest of a batch comes last; the others are padded to it
-        if (len(batches[-1]) + 1) * lengths[i] > batch_tokens:
+        if not batches or (len(batches[-1]) + 1) * lengths[i] > batch_tokens:
             batches.append([])
         batches[-1].append(conversations[i])
     return batches

@@ -195,7 +195,9 @@ def in_parts(columns):
     If its rows have numbers, each part has them. Nothing if it is no such drawing.
     """
     captions = [column[0] for column in columns]
-    others = [cell for column in columns for cell in column[1:]]
+    others = []
+    for column in columns:
+        others += column[1:]
     if longest([GAP.join(row).rstrip() for row in zip(*columns)]) <= WIDEST:
         return None
     if is_prose(others, 2) or not all(is_prose([cell], 2) for cell in captions):

@@ -406,6 +406,14 @@ def test_every_conversation_once_per_epoch(run, llama):
         assert any(s[: len(row)] == row and not any(s[len(row) :]) for s in seen)
 
 
+def test_no_batch_is_empty(run, llama):
+    """Even where a single conversation is more than batch_tokens."""
+    names = run(SCRIPT, *TRAIN, "--max_iters=1", "--lora_rank=0").names
+    names["pack"].__globals__["batch_tokens"] = 16
+    batches = names["pack"](names["train_data"], np.random.default_rng(1))
+    assert [len(batch) for batch in batches] == [1] * 36
+
+
 def test_lora_adds_nothing_at_first(load, llama):
     ids = [5, 100, 33, 7]
     plain = our_logits(load(SCRIPT, *TALK), ids)
