@@ -444,7 +444,7 @@ def processes():
         ("two processes, each with every window (step 11)", 11, 2, 1),
         ("two processes, half of the windows each (step 12)", 12, 2, 1),
     ):
-        flags = [BYTES, "--max_iters=50", "--batch_size=6", "--eval_interval=100"]
+        flags = [BYTES, "--max_iters=50", "--batch_size=3", "--eval_interval=100"]
         result = run(step_file(number), *flags, processes=count, threads=threads)
         (ms,) = re.findall(r"step +50/50 \| loss \S+ \| (\d+) ms", result["output"])
         rows.append([name, ms, f"{val_loss(result):.4f}"])

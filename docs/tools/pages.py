@@ -376,25 +376,27 @@ def value(row, measure):
     return values[0]
 
 
-def before_and_after(label, old, new, digits, noise, unit=""):
+def before_and_after(label, old, new, digits, noise):
     """A line of a table: a number before and after a step. Nothing if there is none.
 
-    A change below the noise gets no colour.
+    A change below the noise gets no color.
     """
     name = f'<th scope="row">{label}</th>'
     if old is None or new is None:
         return ""
+    old = round(old, digits)  # the change is that of the numbers shown
+    new = round(new, digits)
     change = new - old
     sign = "+" if change > 0 else "−"
     words = "no change"
     if round(abs(change), digits) > 0:
-        words = f"{sign}{abs(change):.{digits}f}{unit}"
+        words = f"{sign}{abs(change):.{digits}f}"
     kind = "same"
     if abs(change) >= noise:
         kind = "worse" if change > 0 else "better"
     return (
-        f"<tr>{name}<td>{old:.{digits}f}{unit}</td>"
-        f'<td>{new:.{digits}f}{unit}</td><td class="{kind}">{words}</td></tr>'
+        f"<tr>{name}<td>{old:.{digits}f}</td>"
+        f'<td>{new:.{digits}f}</td><td class="{kind}">{words}</td></tr>'
     )
 
 
@@ -536,10 +538,10 @@ def effect(chapter, name, text):
     losses = value(old, "val loss"), loss
     times = value(old, "ms per step"), value(new, "ms per step")
     lines = before_and_after("val loss", *losses, 3, 0.015)
-    lines += before_and_after("time of a training step", *times, 1, 0.05, " ms")
+    lines += before_and_after("ms per step", *times, 1, 0.1 * (times[0] or 0))
     stays = loss is not None and round(losses[0], 3) == round(loss, 3)
     if stays and None in times and old.get("sample") == new.get("sample"):
-        return as_before(loss, text)
+        return as_before(loss, text, iterations(chapter, [earlier[-1], name]))
     figures = samples(old, new, text)
     if not lines and not figures:
         return ""
@@ -569,15 +571,16 @@ def effect(chapter, name, text):
     )
 
 
-def as_before(loss, text):
+def as_before(loss, text, count):
     """A line for a step that changes nothing, unless the text says it."""
     number = f"{loss:.3f}"
     told = re.search(r"^\*Measured(.*?)\n\n", text, re.M | re.S)
     if told and number in told[1] and re.search("same|stays|as before", told[1]):
         return ""
+    when = f", after {count} iterations with the default settings" if count else ""
     return (
         '<section class="effect short" aria-label="What this step did">'
-        f"<p>Val loss <b>{number}</b>, as before, and the model writes the same.</p>"
+        f"<p>Val loss <b>{number}</b>, as before{when}. The model writes the same.</p>"
         "</section>"
     )
 
@@ -776,19 +779,11 @@ def taste():
 
 
 def words_on_curves():
-    """What the picture shows: as many scripts as there are curves in the report."""
-    report = json.loads(course.read(DOCS / "bench/curves.json"))
-    numbers = ["no", "one", "two", "three", "four", "five"]
-    count = len(report["tables"])
-    scripts = f"the first {numbers[count]} scripts"
-    if count == len(course.LADDER):
-        scripts = f"all {numbers[count]} scripts"
+    """What the picture of the README shows."""
     return (
-        f"<p>The losses of {scripts} while they train; the "
-        f"{numbers[count - 2]} Transformers end close together:</p>"
+        "<p>The losses of all five scripts while they train; the three Transformers "
+        "end close together:</p>"
         f'<p class="curves">{picture_of_readme("curves")}</p>'
-        '<p class="note">The time counts from the first training step on, so it is '
-        "shorter than that of the whole run on the cards.</p>"
     )
 
 

@@ -538,17 +538,17 @@ def test_a_card_has_what_was_measured(builder):
     finally:
         names["report"] = kept
     assert cards["00_start"] == cards["02_nothing"] == ""
-    assert "Val loss 2.500, as before" in text(cards["01_same"])
+    assert "Val loss 2.500, as before, after 250" in text(cards["01_same"])
     assert "<table" not in cards["01_same"] and "a b" not in cards["01_same"]
     assert "−0.500" in cards["03_lower"] and "a b" in text(cards["03_lower"])
     assert "After 250 iterations each." in cards["03_lower"]
     assert "Before: with --pattern=dense" in text(cards["03_lower"])
     assert text(cards["03_lower"]).endswith("c <d>")
     assert "ms" not in text(cards["04_faster"])
-    assert "no change" in cards["05_faster"] and "−1.0 ms" in cards["05_faster"]
+    assert "no change" in cards["05_faster"] and "−1.0" in cards["05_faster"]
     assert "polyline" in cards["03_lower"] and "polyline" not in cards["05_faster"]
     assert "It writes the same as before" in cards["05_faster"]
-    assert "val loss" not in cards["06_time"] and "−1.0 ms" in cards["06_time"]
+    assert "val loss" not in cards["06_time"] and "−1.0" in cards["06_time"]
 
 
 def test_one_bad_step_does_not_flatten_the_chart(builder):
@@ -564,7 +564,7 @@ def test_what_was_not_measured_has_no_row(pages):
     page = (pages / "by_hand_2.html").read_text(encoding="utf-8")
     effect = page.split('class="effect"')[1].split("</section>")[0]
     assert "val loss" in effect
-    assert "time of a training step" not in effect and "not measured" not in effect
+    assert "ms per step" not in effect and "not measured" not in effect
 
 
 def test_the_diff_follows_what_is_said_of_it(pages):
@@ -617,18 +617,6 @@ def test_the_start_page_has_the_ladder_and_leads_to_every_page(pages):
         assert wrote in text(page)
     found = set(re.findall(r'href="([^"#]+\.html)"', page))
     assert found == {path.name for path in pages.glob("*.html")}
-
-
-def test_the_start_page_says_which_scripts_the_curves_show(pages):
-    """All that the report has; the Transformers are the scripts after the second."""
-    report = json.loads((ROOT / "docs/bench/curves.json").read_text(encoding="utf-8"))
-    words = {
-        4: ("the first four scripts", "the two Transformers"),
-        5: ("all five scripts", "the three Transformers"),
-    }
-    page = text((pages / "index.html").read_text(encoding="utf-8"))
-    for word in words[len(report["tables"])]:
-        assert word in page
 
 
 def test_the_row_of_steps_has_a_list_for_each_part(pages):
