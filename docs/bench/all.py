@@ -45,10 +45,7 @@ MANY = {"sparse": "counts speed sampling crossover recall equal_time positions".
 HISTORY = {
     "gpu": "python docs/bench/gpu.py, on a GPU",
     "ideas": "what was tried to lower the loss; the variants are not kept",
-    "laptop": "now in seeds",
     "mutants": "python docs/bench/mutants.py, which tests the tests",
-    "operations": "where the time of a step goes, before and after a change",
-    "plain": "what the plainer scripts cost in speed",
     "short_float32": "short.py --suffix=_float32, on a CPU without bfloat16",
 }
 
