@@ -256,27 +256,24 @@ def qkv():
     save(figure, "qkv", "The queries, keys and values of a line, made from its vectors")
 
 
-def cells(axes, matrix, text, title, limits, words, size):
+def cells(axes, matrix, text, title, limits, words, future, size):
     """Draw a matrix of positions in colors; words: {(row, column): what to write}.
 
-    What is hidden from a position is nan, and stays empty.
+    What is hidden from a position is nan, and stays empty; there, future is written.
     """
     T = len(text)
     low, high = limits
     shown = np.ma.masked_invalid(matrix)
     axes.imshow(shown, cmap="Oranges", vmin=low, vmax=high, interpolation="none")
     for (i, j), word in words.items():
-        dark = matrix[i, j] > low + 0.7 * (high - low)
-        color = "white" if dark else "black"
         at = dict(ha="center", va="center_baseline", fontsize=size)
-        axes.text(j, i, word, color=color, **at)
+        axes.text(j, i, word, **at)
     for edge in range(1, T):
         line = dict(color="white", linewidth=0.8)
         axes.axhline(edge - 0.5, **line)
         axes.axvline(edge - 0.5, **line)
-    if np.isnan(matrix[0, -1]):
-        place = (0.72 * T - 0.5, 0.25 * T - 0.5)
-        axes.text(*place, "the future", ha="center", va="center", color="#666666")
+    place = (0.72 * T - 0.5, 0.25 * T - 0.5)
+    axes.text(*place, future, ha="center", va="center", color="#555555")
     axes.set_xticks(range(T), text)
     axes.set_yticks(range(T), text)
     axes.xaxis.tick_top()
@@ -294,16 +291,19 @@ def weights_of(scores):
 
 
 SCORES = (-18, 6)  # from the lightest to the darkest color
+WEIGHTS = (0, 2.1)  # no darker than what digits can be read on, in the dark form, too
 
 
 def in_numbers(axes, text, scores, weights, size):
     """A row of scores above its weights, in numbers, on the colors of the panels."""
     n = len(text)
-    for y, numbers, limits in ((0, scores, SCORES), (1, weights, (0, 1))):
+    # As many digits of a score as it takes to get its weight
+    rows = ((0, scores, SCORES, ".3g"), (1, weights, WEIGHTS, ".2f"))
+    for y, numbers, limits, digits in rows:
         style = dict(cmap="Oranges", vmin=limits[0], vmax=limits[1])
         axes.pcolormesh(range(n + 1), (y, y + 1), numbers[None], **style)
         for j, number in enumerate(numbers):
-            word = f"{number:.2f}".replace("-", "−")
+            word = f"{number:{digits}}".replace("-", "−")
             at = dict(ha="center", va="center_baseline", fontsize=size)
             axes.text(j + 0.5, y + 0.5, word, **at)
     letters(axes, text, ("score", "weight"))
@@ -317,9 +317,10 @@ def in_numbers(axes, text, scores, weights, size):
 def attention():
     """From queries and keys to scores, weights and the output, on a line of text.
 
-    In two forms: two by two, and below each other for narrow screens. A frame is
-    around the row that the chapter computes by hand. Its scores and weights are there
-    in numbers, too, with as many digits as it takes to check one by the other.
+    In two forms: two by two, and below each other for narrow screens, where the scores
+    are there only once. A frame is around the row that the chapter computes by hand.
+    Its scores and weights are there in numbers, too, so that one can check one by the
+    other.
     """
     text, _, every_head = one_line()
     q, k, v = every_head[HEAD]
@@ -334,43 +335,61 @@ def attention():
         for j in range(i + 1):
             if weights[i, j] >= 0.05:
                 large[i, j] = f"{weights[i, j]:.2f}"
-    panels = {
-        "scores": ("1. scores: Q Kᵀ / √32", scores, SCORES, {}),
-        "hidden": ("2. the future hidden", hidden, SCORES, {}),
-        "weights": ("3. weights: softmax", weights, (0, 1), large),
+    formula = "scores: Q Kᵀ / √32"
+    message = "each letter mixes the letters so far:\nthe weights in its row sum to 1"
+    no_score = "the future:\nhidden"
+    no_weight = "the future:\nweight 0"
+    softmax = ("weights: softmax", weights, WEIGHTS, large, no_weight)
+    wide = {
+        "scores": (formula, scores, SCORES, {}, ""),
+        "hidden": ("the future hidden", hidden, SCORES, {}, no_score),
+        "weights": softmax,
     }
-    wide = [["scores", "hidden"], ["row", "row"], ["weights", "output"]]
-    for name, places, size, heights in (
-        ("attention", wide, (7.8, 9.9), (1, 0.26, 1)),
+    narrow = {"scores": (formula, hidden, SCORES, {}, no_score), "weights": softmax}
+    for name, panels, places, size, heights in (
+        (
+            "attention",
+            wide,
+            [["scores", "hidden"], ["row", "row"], ["weights", "output"]],
+            (7.8, 9.9),
+            (1, 0.26, 1),
+        ),
         (
             "attention_narrow",
-            [["scores"], ["hidden"], ["row"], ["weights"], ["output"]],
-            (4.4, 9.9),
-            (1, 1, 0.42, 1.1, 1),
+            narrow,
+            [["scores"], ["row"], ["weights"], ["output"]],
+            (4.4, 10.6),
+            (1, 0.36, 1, 1),
         ),
     ):
-        narrow = places is not wide
+        is_narrow = panels is narrow
         style = dict(figsize=size, height_ratios=heights, layout="constrained")
         figure, parts = plt.subplot_mosaic(places, **style)
-        figure.get_layout_engine().set(h_pad=0.06 if narrow else 0.12)
-        for part, (title, matrix, limits, words) in panels.items():
-            cells(parts[part], matrix, text, title, limits, words, 10)
+        figure.get_layout_engine().set(h_pad=0.06 if is_narrow else 0.12)
+        figure.suptitle(message, fontsize=13 if is_narrow else 17, weight="bold")
+        number = 1
+        for part, (title, matrix, limits, words, future) in panels.items():
+            title = f"{number}. {title}"
+            digits = 10 if is_narrow else 11
+            cells(parts[part], matrix, text, title, limits, words, future, digits)
+            number += 1
         looked_at = "the letter that is looked at"
         parts["scores"].set_xlabel(f"{looked_at}\n(strong color: high)")
         parts["weights"].set_xlabel("each row sums to 1")
-        if not narrow:
+        if not is_narrow:
             parts["hidden"].set_xlabel(f"{looked_at}\n")  # as high as its neighbor
-        size = 9.4 if narrow else 14
         past = slice(row + 1)
         seen = (text[past], scores[row, past], weights[row, past])
-        in_numbers(parts["row"], *seen, size)
-        title = f"the framed row, {text[row]}"
+        in_numbers(parts["row"], *seen, 11 if is_narrow else 14)
+        title = f"row {text[row]} in numbers"
         parts["row"].set_title(title, fontsize=14, weight="bold", pad=8)
+        parts["row"].set_xlabel("weight = exp(score) / sum of exp(score)")
         last = parts["output"]
         strip(last, output, "", "black", text)
         # As high above the panel as where letters are between
-        pad = 6 if narrow else 25
-        last.set_title("4. output: weights · V", fontsize=14, weight="bold", pad=pad)
+        pad = 6 if is_narrow else 25
+        title = f"{number}. output: weights · V"
+        last.set_title(title, fontsize=14, weight="bold", pad=pad)
         last.tick_params(labelsize=13)
         last.set_xlabel(f"32 numbers for each letter ({SIGNS})")
         for part, axes in parts.items():
@@ -380,9 +399,7 @@ def attention():
             columns = output.shape[1] if axes is last else T
             frame(axes, -0.5, row - 0.5, columns, 1)
             axes.get_yticklabels()[row].set_weight("bold")
-            if not narrow:
-                axes.set_box_aspect(1)
-        for part in panels if narrow else ("scores", "weights"):
+        for part in ("scores", "weights"):
             parts[part].set_ylabel("the letter that looks")
         save(figure, name, "Scores, masked scores, weights and output for a line")
 

@@ -84,7 +84,7 @@ def words_of(name):
 @pytest.mark.parametrize("name", ["attention", "attention_narrow"])
 def test_the_weights_of_attention_follow_from_its_scores_as_printed(name):
     words = words_of(name)
-    scores = [word for word in words if re.fullmatch(r"−\d+\.\d\d", word)]
+    scores = [word for word in words if re.fullmatch(r"−\d+\.\d+", word)]
     after = words.index(scores[-1]) + 1
     powers = [math.exp(float(score.replace("−", "-"))) for score in scores]
     assert len(scores) == 7
