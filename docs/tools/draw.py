@@ -1008,63 +1008,71 @@ def layouts():
 def curves():
     """The loss of the scripts that are measured, against the seconds of training.
 
-    The Transformers run on top of each other: each later one is thinner and darker,
-    so that all of them are seen.
+    The Transformers run on top of each other, in shades of one hue. Each later one is
+    thinner and darker, so that all of them are seen.
     """
     runs = tables("curves")
     figure, axes = plt.subplots(figsize=(4.9, 4.9), layout="constrained")
     nothing = runs["bigram"]["points"][0][1]  # before the first step
-    styles = {"bigram": (BLUE, 2.5), "v2_attention": (ORANGE, 2.5)}
-    styles |= {"gpt_char": ("#93d3a2", 8), "gpt2_train": ("#2c9a50", 5)}
-    styles |= {"sparse_gpt": ("#0b4420", 1.8)}
-    higher = []  # when those that begin above the picture enter it
     last = max(run["points"][-1][0] for run in runs.values())
-    below = plt.Rectangle((0.01, 0), 1000, nothing, transform=axes.transData)
-    y = 1.22  # of the next name in the list of the Transformers
+    dark = "#0b4420"
+    styles = {  # the color, the width, the dashes
+        "bigram": (BLUE, 3, "-"),
+        "v2_attention": (ORANGE, 3, "-"),
+        "gpt_char": ("#7cc68f", 7, "-"),
+        "gpt2_train": (GREEN, 3.5, (0, (2.2, 1.1))),
+        "sparse_gpt": (dark, 2.5, (0, (0.9, 1.3))),
+    }
+    words_at = dict(va="center", fontsize=13)
+    below = plt.Rectangle((0, 0), 2 * last, nothing, transform=axes.transData)
+    higher = []  # the first losses of those that begin above the picture
+    y = 1.17  # of the name of the next Transformer
     for name, run in runs.items():
-        points = [(s, loss) for s, loss in run["points"] if s > 0.01]
-        seconds, losses = zip(*points)
-        end = (seconds[-1], losses[-1])
-        color, width = styles[name]
-        style = dict(color=color, linewidth=width, solid_capstyle="butt")
-        order = 1.5 if width > 3 else 2  # the wide ones below all others
-        (line,) = axes.plot(seconds, losses, zorder=order, **style)
-        line.set_clip_path(below)  # with 256 tokens they begin higher
-        if losses[0] > nothing:
-            first_loss = run["points"][0][1]
-            higher.append(next(s for s, loss in points if loss <= nothing))
-        words = f"{name}.py: {end[1]:.2f}"
-        at = dict(color=color, ha="right", va="center", fontsize=13)
+        seconds, losses = zip(*run["points"])
+        end, loss = seconds[-1], losses[-1]
+        color, width, dashes = styles[name]
+        style = dict(color=color, linewidth=width, linestyle=dashes)
+        (line,) = axes.plot(seconds, losses, dash_capstyle="butt", **style)
+        line.set_clip_path(below)
+        if losses[0] > nothing + 1:
+            higher.append(losses[0])
+        edge = color if name in ("bigram", "v2_attention") else dark
+        dot = dict(color=color, markersize=8, markeredgecolor=edge, zorder=4)
+        axes.plot(end, loss, "o", **dot)
+        words = f"{name}.py: {loss:.2f}"
         if name == "bigram":
-            axes.plot(*end, "o", color=color, markersize=8, zorder=3)
-            axes.text(0.95 * end[0], end[1] - 0.18, words, **at)
+            # To the right of the other lines, which are too near for words
+            right = 0.021 * last
+            axes.plot((end, right), (loss, 2.7), color=color, linewidth=1, zorder=4)
+            axes.text(1.04 * right, 2.72, words, color=color, **words_at)
         elif name == "v2_attention":
-            # Below the other lines; a thin one leads from there to the dot
-            axes.plot(*end, "o", color=color, markersize=8, zorder=3)
-            axes.text(0.6 * end[0], end[1] - 0.25, words, **at)
-            leader = ((0.65 * end[0], end[0]), (end[1] - 0.2, end[1]))
-            axes.plot(*leader, color=color, linewidth=1)
+            axes.text(1.3 * end, loss + 0.13, words, color=color, **words_at)
         else:
-            at["color"] = styles["sparse_gpt"][0]  # the others are too light for words
-            axes.text(0.42 * last, y, words, **at)
-            axes.plot((0.5 * last, 0.95 * last), (y, y), **style)
-            y -= 0.2
+            # Below each other, as the ends are too near to each other for words beside
+            style["linewidth"] = 2
+            axes.plot((end, end), (loss, y - 0.05), **style)
+            axes.text(0.98 * end, y, words, color=dark, ha="right", **words_at)
+            y -= 0.22
+    axes.text(0.35 * last, 1.84, "the Transformers", color=dark, **words_at)
     axes.axhline(nothing, color=GREY, linewidth=1, linestyle="--")
-    axes.text(0.017, nothing + 0.05, f"{nothing:.2f}: knows nothing yet")
+    words = f"{nothing:.2f}: knows nothing yet"
+    axes.text(1.04 * last, nothing + 0.05, words, ha="right")
     if higher:
         words = "starts" if len(higher) == 1 else "both start"
-        words += f" at {first_loss:.1f}:\n256 kinds of tokens"
-        axes.text(1.2 * max(higher), nothing - 0.1, words, color="#444444", va="top")
-    right = max(330, 1.3 * last)
-    axes.set(xscale="log", xlabel="time of training, on two cores (log scale)")
-    axes.set(ylabel="val loss: lower is better", ylim=(0.7, 4.45), xlim=(0.015, right))
-    ticks = {0.1: "0.1 s", 1: "1 s", 10: "10 s", 60: "1 min", 300: "5 min"}
-    axes.set_xticks([*ticks], [*ticks.values()])
+        words += f" at {higher[0]:.1f}:\n256 kinds of tokens"
+        axes.text(0.021 * last, nothing - 0.12, words, color=GREEN, va="top")
+    axes.set(ylabel="val loss: lower is better", ylim=(y + 0.08, 4.45))
+    axes.set_xscale("function", functions=(np.sqrt, np.square))
+    axes.set(xlabel="training time on two cores (square-root scale)")
+    axes.set_xlim(0, 1.08 * last)
+    ticks = {1: "1 s", 10: "10 s", 60: "1 min", 120: "2 min", 240: "4 min"}
+    ticks[480] = "8 min"
+    seen = [second for second in ticks if second < 1.08 * last]
+    axes.set_xticks(seen, [ticks[second] for second in seen])
     axes.set_yticks([1, 1.5, 2, 2.5, 3, 3.5, 4])
-    axes.minorticks_off()
     axes.grid()
     axes.set_axisbelow(True)
-    title = "simple models stop sooner, and higher"
+    title = "simple models stop early, and end higher"
     axes.set_title(title, fontsize=13, weight="bold")
     title = "Validation loss of the scripts against the time of training"
     save(figure, "curves", title)
