@@ -1,4 +1,4 @@
-// The behaviour of the web pages that docs/tools/pages.py makes. All of it is optional:
+// The behavior of the web pages that docs/tools/pages.py makes. All of it is optional:
 // without JavaScript the pages are complete, with fewer conveniences.
 "use strict";
 const $ = (selector, inside = document) => inside.querySelector(selector);

@@ -6,7 +6,7 @@ A <p> is a line. Its class says where it belongs:
     b    only in the new text        r    in both, shown in the right column
 
 Lines of class l exist for the view side by side; the unified view hides them.
-course.css does the rest: the signs, the columns, the colours.
+course.css does the rest: the signs, the columns, the colors.
 """
 
 import difflib
@@ -23,7 +23,7 @@ CONTEXT = 3  # lines shown before and after a change
 SHORTEST_FOLD = 6  # unchanged lines; fewer are not worth a fold
 LONG_WORD = 24  # letters without a space that leave a telephone's line half empty
 ALIKE = 0.6  # the share of equal letters from which on two lines are a pair
-COLOURS = {  # the first that contains a kind of token wins
+COLORS = {  # the first that contains a kind of token wins
     Token.Comment: "c",
     Token.Literal.String: "s",
     Token.Literal.Number: "m",
@@ -39,22 +39,22 @@ COLOURS = {  # the first that contains a kind of token wins
 
 
 @functools.cache
-def colour(kind):
-    """The class of a token's colour in course.css; "": that of the text."""
-    for group, name in COLOURS.items():
+def color(kind):
+    """The class of a token's color in course.css; "": that of the text."""
+    for group, name in COLORS.items():
         if kind in group:
             return name
     return ""
 
 
 def tokens(text, lexer):
-    """(class of its colour, piece of text), one after the other."""
+    """(class of its color, piece of text), one after the other."""
     for kind, piece in lexer.get_tokens(text):
-        yield colour(kind), piece
+        yield color(kind), piece
 
 
 def code(text, lexer):
-    """A whole text as coloured HTML."""
+    """A whole text as colored HTML."""
     if lexer.name == "Python":
         return "".join(line_of_code(pieces) for pieces in python_lines(text))
     return plain(tuple(tokens(text, lexer)))
@@ -72,7 +72,7 @@ def line_of_code(pieces):
 
 @functools.cache
 def plain(pieces):
-    """(class of its colour, piece of text), ... as HTML."""
+    """(class of its color, piece of text), ... as HTML."""
     parts = [span(name, html.escape(text, quote=False)) for name, text in pieces]
     return "".join(parts)
 
@@ -88,7 +88,7 @@ def span(name, inner):
 
 @functools.cache
 def python_lines(text):
-    """Every line of a Python text as a tuple of (class of its colour, piece).
+    """Every line of a Python text as a tuple of (class of its color, piece).
 
     It is read in pieces that begin at top level. Most are the same after the next step,
     and are not read again.

@@ -208,7 +208,7 @@ def one_line():
 
 
 def strip(axes, matrix, title, color, rows):
-    """Draw a matrix as an image, its rows labelled by characters."""
+    """Draw a matrix as an image, its rows labeled by characters."""
     limits = dict(vmin=-5, vmax=5, aspect="auto")
     axes.imshow(matrix, cmap="RdBu", interpolation="none", **limits)
     axes.set_yticks(range(len(rows)), rows)

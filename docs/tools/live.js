@@ -255,7 +255,7 @@ function liveAttention(place) {
   const label = element("label", {}, "The position that looks: ", position);
   const facts = model.facts;
   const note =
-    "Hover over a letter, or tap it: the stronger the colour, the more that head looks " +
+    "Hover over a letter, or tap it: the stronger the color, the more that head looks " +
     "there.";
   const rounding =
     "The weights are rounded to 8 bits. That moves a logit by " +

@@ -96,9 +96,9 @@ def is_drawing(lines):
         return True  # a line that goes down, drawn with a backslash
     if sum(bool(re.search(r"(^|\s)[.#]*#[.#]*(\s|$)", line)) for line in lines) > 2:
         return True  # squares, made of # and .
-    if any(bars(above) & bars(below, "edge") for above, below in neighbours(lines)):
+    if any(bars(above) & bars(below, "edge") for above, below in neighbors(lines)):
         return True
-    if any(splits(above) & splits(below) for above, below in neighbours(lines)):
+    if any(splits(above) & splits(below) for above, below in neighbors(lines)):
         return True
     if has_notes_below(lines):
         return True
@@ -106,7 +106,7 @@ def is_drawing(lines):
     return is_matrix(first, first=True) or any(map(is_matrix, others))
 
 
-def neighbours(lines):
+def neighbors(lines):
     """Pairs of lines beside each other, in both orders."""
     pairs = list(itertools.pairwise(lines))
     return pairs + [(below, above) for above, below in pairs]

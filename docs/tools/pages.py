@@ -7,7 +7,7 @@ pygments, which comes with pytest, and markdown-it-py: pip install markdown-it-p
 
 The other files of the pages are beside this one: diffs.py makes the diffs, narrow.py
 fits tables of text into telephones, course.css and course.js are the looks and the
-behaviour, live.js computes with the models whose weights weights.py has written.
+behavior, live.js computes with the models whose weights weights.py has written.
 """
 
 import argparse
@@ -90,8 +90,8 @@ class Page(NamedTuple):
 
 
 # ----------------------------------------------------------------------------- Markdown
-def coloured(text, language, _):
-    """A block of code as HTML, coloured where its language is known."""
+def colored(text, language, _):
+    """A block of code as HTML, colored where its language is known."""
     if language == "sh":
         code = diffs.code(text, get_lexer_by_name(language))
         code = unbroken(code.replace("\n</i>", "</i>\n"))
@@ -104,7 +104,7 @@ def coloured(text, language, _):
 RUN_COMMAND = r"(?s)<p>(?=<strong>Run</strong>).*?</p>"
 CARD = '<div id="card"></div>'  # where the card of a step will stand
 ANNOUNCED = r"(?<=[.!?)])\s+(?:[^.:!?()]{,40}\bwrites|The\s+sample):$"
-MARKDOWN = MarkdownIt("commonmark", {"html": True, "highlight": coloured})
+MARKDOWN = MarkdownIt("commonmark", {"html": True, "highlight": colored})
 MARKDOWN.enable("table")
 COMMAND = re.compile(r"(python|pip|torchrun|git|uv) \S")
 
