@@ -113,7 +113,7 @@ word_pattern = regex.compile(
 
 
 def merge(parts, pair):
-    """Join this pair of neighbours wherever it occurs."""
+    """Join this pair of neighbors wherever it occurs."""
     merged = []
     for part in parts:
         if merged and (merged[-1], part) == pair:

@@ -159,7 +159,7 @@ def test_newton_schulz():
         x = 3.4445 * x - 4.7750 * cube + 2.0315 * cube @ x.mT @ x
 
 
-def test_neighbours_of_1_in_bfloat16():
+def test_neighbors_of_1_in_bfloat16():
     one = torch.tensor(1.0, dtype=torch.bfloat16)
     infinity = torch.tensor(torch.inf, dtype=torch.bfloat16)
     numbers = [torch.nextafter(one, s * infinity).item() for s in (1, -1)]

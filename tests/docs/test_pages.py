@@ -651,9 +651,9 @@ def test_one_title_and_one_main_and_navigation_has_names(pages):
         assert all('alt="' in image for image in re.findall("<img[^>]*>", page))
 
 
-def luminance(colour):
-    """How bright a colour like #a0b1c2 is, by the WCAG's definition."""
-    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+def luminance(color):
+    """How bright a color like #a0b1c2 is, by the WCAG's definition."""
+    parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = []
     for part in parts:
         if part <= 0.04045:
@@ -663,11 +663,11 @@ def luminance(colour):
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def test_contrast_of_the_colours():
+def test_contrast_of_the_colors():
     css = (ROOT / "docs/tools/course.css").read_text()
     light, dark = re.findall(r":root \{(.*?)\}", css, re.S)[:2]
     for block in (light, dark):
-        colours = dict(re.findall(r"--(\w+): (#\w{6})", block))
+        colors = dict(re.findall(r"--(\w+): (#\w{6})", block))
         code = ["ink", "c", "s", "m", "k", "n", "f"]
         pairs = [(name, below) for name in code for below in ("paper", "box")]
         for below in ("old", "new", "oldword", "newword"):
@@ -677,7 +677,7 @@ def test_contrast_of_the_colours():
         pairs += [("better", "box"), ("link", "paper"), ("link", "box")]
         pairs += [("paper", "accent"), ("better", "paper"), ("worse", "paper")]
         for name, below in pairs:
-            bright = sorted([luminance(colours[name]), luminance(colours[below])])
+            bright = sorted([luminance(colors[name]), luminance(colors[below])])
             contrast = (bright[1] + 0.05) / (bright[0] + 0.05)
             assert contrast >= 4.5, f"{name} on {below}: {contrast:.2f}"
 
@@ -1018,15 +1018,15 @@ def test_a_finger_reads_the_sentence_first(visit):
 @in_chromium
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_code_has_a_background_in_every_box(visit, scheme):
-    colours = """all => all.map(code => [code.textContent,
+    colors = """all => all.map(code => [code.textContent,
         getComputedStyle(code).backgroundColor,
         getComputedStyle(code.closest(".measured, .predict, details")).backgroundColor
     ])"""
     boxes = "p:is(.measured, .predict) > code, details :is(p, summary) > code"
     page = visit("v2_attention_9.html", 390, scheme)
-    found = page.locator(boxes).evaluate_all(colours)
+    found = page.locator(boxes).evaluate_all(colors)
     page = visit("v2_attention_5.html", 390, scheme)
-    found += page.locator(boxes).evaluate_all(colours)
+    found += page.locator(boxes).evaluate_all(colors)
     assert len(found) > 2
     for code, above, below in found:
         assert above != below, code

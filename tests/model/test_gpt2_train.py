@@ -347,7 +347,7 @@ def made_up_questions(count=21):
     ]
 
 
-def reference_answer(g, question, normalise=True, block_size=48):
+def reference_answer(g, question, normalize=True, block_size=48):
     """Score one ending after the other, each alone."""
     scores = []
     for ending in question["endings"]:
@@ -357,7 +357,7 @@ def reference_answer(g, question, normalise=True, block_size=48):
             log_probs = g["model"].logits(ids[None, :-1])[0].log_softmax(-1)
         first = len(ids) - len(ending)
         picked = [log_probs[i - 1, ids[i]].item() for i in range(first, len(ids))]
-        scores.append(sum(picked) / (len(picked) if normalise else 1))
+        scores.append(sum(picked) / (len(picked) if normalize else 1))
     return scores.index(max(scores))
 
 
@@ -370,7 +370,7 @@ def test_hellaswag_equals_unbatched_reference(gpt2, tokens, tmp_path, capsys):
     assert any(len(q["ctx"].encode()) > 60 for q in questions)  # longer than block_size
     g["model"].eval()
     answers = [reference_answer(g, q) for q in questions]
-    sums = [reference_answer(g, q, normalise=False) for q in questions]
+    sums = [reference_answer(g, q, normalize=False) for q in questions]
     assert answers != sums and len(set(answers)) == 4
     wrong = {2, 5, 11, 20}
     for i, question in enumerate(questions):

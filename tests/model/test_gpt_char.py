@@ -31,7 +31,7 @@ def starts_of(names, epoch):
     for x, y in zip(xs, ys):
         assert torch.equal(
             x, x[:, :1] + torch.arange(names["block_size"])
-        )  # neighbours
+        )  # neighbors
         assert torch.equal(y, x + 1)
     return torch.cat(xs)[:, 0].tolist()
 
