@@ -14,7 +14,7 @@ several GPUs, a benchmark, exact resume, OpenAI's weights, and a cache for sampl
     python gpt2_train.py --help                  all settings
 
 The same command continues an interrupted run, even on a different number of GPUs.
-Expect a val loss of about 1.45 after about four minutes on two cores. The chapter is
+Expect a val loss of about 1.45 after four to six minutes on two cores. The chapter is
 docs/gpt2_train.md.
 """
 

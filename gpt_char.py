@@ -13,7 +13,7 @@ makes it learn fast, and lets a long run be stopped and continued.
     python gpt_char.py --init_from=scratch    start over, and overwrite the checkpoints
 
 Expect a val loss of about 1.45 (v2_attention.py: 2.15) and a play that resembles
-Shakespeare from a distance, after about four minutes on two cores. The chapter is
+Shakespeare from a distance, after three to seven minutes on two cores. The chapter is
 docs/gpt_char.md.
 """
 

@@ -14,7 +14,7 @@ skips all the rest.
     python sparse_gpt.py --pattern=dense --out_dir=out/dense          to compare
     python sparse_gpt.py --show_pattern --block_size=256 --stride=16
 
-Expect a val loss of about 1.43 after some four minutes on two cores. The chapter is
+Expect a val loss of about 1.43 after seven minutes on two cores. The chapter is
 docs/sparse_gpt.md.
 """
 

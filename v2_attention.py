@@ -9,7 +9,7 @@ Each position looks back at the characters before it, and learns which of them m
     python v2_attention.py
     python v2_attention.py --n_head=1
 
-Expect a val loss of about 2.15 (bigram.py: 2.49) after 19 s on two cores, and text in
+Expect a val loss of about 2.15 (bigram.py: 2.49) after 29 s on two cores, and text in
 which some words are English. The chapter is docs/v2_attention.md.
 """
 

@@ -45,6 +45,7 @@ MANY = {"sparse": "counts speed sampling crossover recall equal_time positions".
 HISTORY = {
     "gpu": "python docs/bench/gpu.py, on a GPU",
     "ideas": "what was tried to lower the loss; the variants are not kept",
+    "machines": "older runs on other processors",
     "mutants": "python docs/bench/mutants.py, which tests the tests",
     "short_float32": "short.py --suffix=_float32, on a CPU without bfloat16",
 }

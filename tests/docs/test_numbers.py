@@ -33,7 +33,7 @@ DOCSTRINGS = {
     "v2_attention": {
         "2.15": "ladder: v2_attention | final val loss",
         "2.49": "ladder: bigram | final val loss",
-        "19 s": "ladder: v2_attention | wall s",
+        "29 s": "ladder: v2_attention | wall s",
     },
     "gpt_char": {
         "1.45": "ladder: gpt_char | final val loss",
