@@ -1026,7 +1026,8 @@ def curves():
     words_at = dict(va="center", fontsize=13)
     below = plt.Rectangle((0, 0), 2 * last, nothing, transform=axes.transData)
     higher = []  # the first losses of those that begin above the picture
-    y = 1.17  # of the name of the next Transformer
+    y = 0.98  # of the name of the next Transformer
+    losses_at_end = []  # of the Transformers
     for name, run in runs.items():
         seconds, losses = zip(*run["points"])
         end, loss = seconds[-1], losses[-1]
@@ -1048,12 +1049,14 @@ def curves():
         elif name == "v2_attention":
             axes.text(1.3 * end, loss + 0.13, words, color=color, **words_at)
         else:
-            # Below each other, as the ends are too near to each other for words beside
-            style["linewidth"] = 2
-            axes.plot((end, end), (loss, y - 0.05), **style)
-            axes.text(0.98 * end, y, words, color=dark, ha="right", **words_at)
+            # They end in the same place: a list of names, with a piece of each line
+            axes.plot((0.16 * last, 0.26 * last), (y, y), **style)
+            axes.text(0.29 * last, y, f"{name}.py", color=dark, **words_at)
             y -= 0.22
-    axes.text(0.35 * last, 1.84, "the Transformers", color=dark, **words_at)
+            losses_at_end.append(f"{loss:.2f}")
+    low, high = min(losses_at_end), max(losses_at_end)
+    words = f"three Transformers: {low} to {high}"
+    axes.text(last, 1.22, words, color=dark, ha="right", **words_at)
     axes.axhline(nothing, color=GREY, linewidth=1, linestyle="--")
     words = f"{nothing:.2f}: knows nothing yet"
     axes.text(1.04 * last, nothing + 0.05, words, ha="right")

@@ -96,8 +96,12 @@ def test_the_losses_of_the_curves_are_those_of_the_report():
     report = (ROOT / "docs/bench/curves.json").read_text(encoding="utf-8")
     runs = json.loads(report)["tables"]
     words = words_of("curves")
-    for name, run in runs.items():
-        assert f"{name}.py: {run['points'][-1][1]:.2f}" in words
+    ends = {name: f"{run['points'][-1][1]:.2f}" for name, run in runs.items()}
+    for name in ("bigram", "v2_attention"):
+        assert f"{name}.py: {ends.pop(name)}" in words
+    low, high = min(ends.values()), max(ends.values())
+    assert f"three Transformers: {low} to {high}" in words
+    assert {f"{name}.py" for name in ends} <= set(words)
 
 
 def test_the_losses_of_peers_are_those_of_their_best_runs():
