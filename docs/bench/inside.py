@@ -65,12 +65,20 @@ class Watch:
         self.samples_at = set(samples_at)
         self.first = None  # the optimizer that counts
         self.ends = []
+        self.backwards = []  # where there is no optimizer of PyTorch
         self.begin = None
         self.paused = 0.0
         self.points = []
         self.samples = {}
         register_optimizer_step_pre_hook(self.before)
         register_optimizer_step_post_hook(self.after)
+        backward = torch.Tensor.backward
+
+        def noted(loss, *args, **more):
+            backward(loss, *args, **more)
+            self.backwards.append(now())
+
+        torch.Tensor.backward = noted
 
     def before(self, optimizer, *_):
         if self.first is None:
@@ -98,15 +106,16 @@ class Watch:
 
     def results(self):
         """The time of a step, and that of training without imports and evaluations."""
-        if len(self.ends) < 3:
+        ends = self.ends or self.backwards
+        if len(ends) < 3:
             return {}
-        between = [b - a for a, b in zip(self.ends, self.ends[1:])]
+        between = [b - a for a, b in zip(ends, ends[1:])]
         # Without what stands between the first two steps, such as compilation
-        share = len(self.ends) / (len(self.ends) - 2)
+        share = len(ends) / (len(ends) - 2)
         return {
             "ms per step": 1000 * statistics.median(between),
-            "train s": (self.ends[-1] - self.ends[1]) * share,
-            "steps": len(self.ends),
+            "train s": (ends[-1] - ends[1]) * share,
+            "steps": len(ends),
         }
 
 

@@ -392,6 +392,8 @@ def before_and_after(label, old, new, digits, noise):
     if round(abs(change), digits) > 0:
         words = f"{sign}{abs(change):.{digits}f}"
     kind = "same"
+    if label == "ms per step" and abs(change) < noise:
+        words = "within the noise"
     if abs(change) >= noise:
         kind = "worse" if change > 0 else "better"
     return (
@@ -538,7 +540,7 @@ def effect(chapter, name, text):
     losses = value(old, "val loss"), loss
     times = value(old, "ms per step"), value(new, "ms per step")
     lines = before_and_after("val loss", *losses, 3, 0.015)
-    lines += before_and_after("ms per step", *times, 1, 0.1 * (times[0] or 0))
+    lines += before_and_after("ms per step", *times, 1, NOISE * (times[0] or 0))
     stays = loss is not None and round(losses[0], 3) == round(loss, 3)
     if stays and None in times and old.get("sample") == new.get("sample"):
         return as_before(loss, text, iterations(chapter, [earlier[-1], name]))
