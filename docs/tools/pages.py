@@ -77,6 +77,7 @@ SMALLER = 6  # so many letters more fit if they are a little smaller
 BROADEST = 100  # and with still longer lines it wraps, or with one or two of them
 FORMULA = 12  # a piece of code in a sentence that is no longer does not wrap
 FULL = 38  # letters that a row of a table can have on a telephone, gaps included
+NOISE = 0.15  # times of a step that differ by less may be equal
 
 
 class Page(NamedTuple):

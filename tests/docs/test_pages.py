@@ -521,6 +521,7 @@ def test_a_card_has_what_was_measured(builder):
         "04_faster": row(2.0, "c <d>", 5.0),
         "05_faster": row(2.0, "c <d>", 4.0),
         "06_time": row(None, None, 3.0),
+        "07_noise": row(None, None, 3.2),
     }
     effect = builder["effect"]
     names = effect.__globals__
@@ -549,6 +550,7 @@ def test_a_card_has_what_was_measured(builder):
     assert "polyline" in cards["03_lower"] and "polyline" not in cards["05_faster"]
     assert "It writes the same as before" in cards["05_faster"]
     assert "val loss" not in cards["06_time"] and "−1.0" in cards["06_time"]
+    assert "within the noise" in cards["07_noise"] and "0.2" not in cards["07_noise"]
 
 
 def test_one_bad_step_does_not_flatten_the_chart(builder):
