@@ -29,9 +29,7 @@ def starts_of(names, epoch):
     ]
     xs, ys = zip(*(names["get_batch"](epoch * batches + i) for i in range(batches)))
     for x, y in zip(xs, ys):
-        assert torch.equal(
-            x, x[:, :1] + torch.arange(names["block_size"])
-        )  # neighbors
+        assert torch.equal(x, x[:, :1] + torch.arange(names["block_size"]))  # neighbors
         assert torch.equal(y, x + 1)
     return torch.cat(xs)[:, 0].tolist()
 
