@@ -449,10 +449,12 @@ def samples():
     known |= {"a", "i", "o"}
     columns = 46
     style = f'fill="{GREEN}" font-weight="bold"'
-    out = [f'<text x="8" y="24" {style}>green: words of Shakespeare</text>']
+    title = "training turns noise into words"
+    out = [f'<text x="8" y="24" font-size="18" font-weight="bold">{title}</text>']
+    out.append(f'<text x="8" y="48" {style}>green: a word of Shakespeare</text>')
     words = "each sample goes on; the % counts all of it"
-    out.append(f'<text x="8" y="45" font-size="14">{words}</text>')
-    y = 80
+    out.append(f'<text x="8" y="68" font-size="14">{words}</text>')
+    y = 102
     *_, last = run["samples"]
     for step, sample in run["samples"].items():
         words = re.findall(r"[A-Za-z']+", sample)
