@@ -1217,14 +1217,14 @@ def ddp():
         windows = ("0, 1, 4, 5", "2, 3, 6, 7")[rank]
         box(axes, x, 43.5, 21, 6.4, color, f"windows {windows}")
         arrow(axes, (middle, 43.2), (middle, 39.8))
-        box(axes, x, 33.2, 21, 6.4, LIGHT_GREY, "the whole model")
+        box(axes, x, 33.2, 21, 6.4, LIGHT_GREY, "the whole model,\nthe same weights")
         arrow(axes, (middle, 32.9), (middle, 29.5))
         box(axes, x, 22.9, 21, 6.4, color, f"gradient {rank}")
         arrow(axes, (middle, 22.6), (middle, 19.2), GREEN)
         arrow(axes, (middle, 10.4), (middle, 7), GREEN)
         box(axes, x, 0.4, 21, 6.4, LIGHT_GREEN, "the same step")
     box(axes, 0.5, 10.7, 46, 8.2, LIGHT_GREEN)
-    words = "all-reduce adds, then / 2:\nboth get the mean"
+    words = "all-reduce: both get the sum;\ndivided by 2, it is the mean"
     at = dict(ha="center", va="center", fontsize=14)
     axes.text(23.5, 14.8, words, weight="bold", **at)
     save(figure, "ddp", "Two processes, one mean gradient, and the same step in both")

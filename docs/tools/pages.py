@@ -56,15 +56,15 @@ START = """
 You will build a GPT, and understand every line of it. Four scripts lead to GPT&#8209;2,
 each building on the last: a table of character pairs, attention, a Transformer that
 learns Shakespeare on a laptop in a few minutes, and GPT&#8209;2. A fifth goes on to
-long texts. The lessons are the diffs between them. Each measures what it does to the
-loss and to what the model writes.
+long texts. Each lesson is one small diff: you read it, run it, and see what it did to
+the loss and to what the model writes.
 """
 TASTE = """
 To see the result first, run the GPT of chapter 3{where}:
 
 ```sh
 {clone}pip install -r requirements.txt
-python gpt_char.py                      # trains a GPT, then writes
+python gpt_char.py                      # trains for 3 to 7 minutes, then writes
 python gpt_char.py --prompt="ROMEO:"    # only writes
 ```
 """
@@ -778,7 +778,7 @@ def taste():
     clone = re.search(r"^git clone .+\n(?:cd .+\n)?", text, re.M)
     if clone:
         return TASTE.format(where="", clone=clone[0])
-    return TASTE.format(where=", in a clone of the repository", clone="")
+    return TASTE.format(where=", in the folder of the scripts", clone="")
 
 
 def words_on_curves():
@@ -835,13 +835,17 @@ def contents(parts, pages):
     out.append(
         "<h2>The ladder</h2><p>The <b>val loss</b> says how surprised a model is by "
         "text it was not trained on: the shorter the bar, the better. A full bar, "
-        f"{NOTHING_KNOWN}, is a model that knows nothing yet. Scripts 4 and 5 aim at "
-        "more data and longer texts, not at a lower loss on a laptop. Each card has a "
-        "line that the model wrote, and the steps that lead to it.</p>"
+        f"{NOTHING_KNOWN}, is a blind guess among 65 characters. Scripts 4 and 5, "
+        "which guess among 256 bytes, aim at more data and longer texts, not at a lower "
+        "loss on a laptop. Each card has a line that the model wrote, and the steps that "
+        "lead to it.</p>"
     )
     out.append(ladder(parts, pages))
     out.append(words_on_curves())
-    out.append("<h2>Two branches</h2>")
+    out.append(
+        "<h2>Two branches</h2><p>Both are optional. <code>by_hand.py</code> needs "
+        "chapters 1 and 2; <code>chat.py</code> goes on from chapter 3.</p>"
+    )
     reference = []
     others = []
     for path, group in itertools.groupby(parts, lambda page: page.path):
