@@ -25,6 +25,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.colors import ListedColormap
 from matplotlib.patches import Patch
 from matplotlib.transforms import ScaledTranslation
 
@@ -256,22 +257,39 @@ def qkv():
     save(figure, "qkv", "The queries, keys and values of a line, made from its vectors")
 
 
-def cells(axes, matrix, text, title, limits, words, future, size):
-    """Draw a matrix of positions in colors; words: {(row, column): what to write}.
+# The ends of Oranges are left out: a light cell has to differ from the background, and
+# the strongest color would be pale in the dark form
+LEAST, MOST = 0.14, 0.9
+SCORES = plt.cm.Oranges(np.linspace(LEAST, MOST, 256))
+# In the middle of Oranges, neither black nor white digits can be read in both forms:
+# below one half, the weights are light, with black digits, above it strong, with white
+WEIGHTS = np.concatenate(
+    [
+        plt.cm.Oranges(np.linspace(LEAST, 0.44, 128)),
+        plt.cm.Oranges(np.linspace(0.78, MOST, 128)),
+    ]
+)
+
+
+def in_cell(axes, x, y, weight, size):
+    """Write a weight on its color. The dark form turns both around."""
+    at = dict(ha="center", va="center_baseline", fontsize=size)
+    axes.text(x, y, f"{weight:.2f}", color="white" if weight >= 0.5 else "black", **at)
+
+
+def cells(axes, matrix, text, title, colors, limits, future):
+    """Draw a matrix of positions in colors.
 
     What is hidden from a position is nan, and stays empty; there, future is written.
     """
     T = len(text)
     low, high = limits
     shown = np.ma.masked_invalid(matrix)
-    axes.imshow(shown, cmap="Oranges", vmin=low, vmax=high, interpolation="none")
-    for (i, j), word in words.items():
-        at = dict(ha="center", va="center_baseline", fontsize=size)
-        axes.text(j, i, word, **at)
+    style = dict(cmap=ListedColormap(colors), interpolation="none")
+    axes.imshow(shown, vmin=low, vmax=high, **style)
+    separate(axes, T)
     for edge in range(1, T):
-        line = dict(color="white", linewidth=0.8)
-        axes.axhline(edge - 0.5, **line)
-        axes.axvline(edge - 0.5, **line)
+        axes.axvline(edge - 0.5, color="white", linewidth=0.8)
     place = (0.72 * T - 0.5, 0.25 * T - 0.5)
     axes.text(*place, future, ha="center", va="center", color="#555555")
     axes.set_xticks(range(T), text)
@@ -280,7 +298,13 @@ def cells(axes, matrix, text, title, limits, words, future, size):
     axes.tick_params(length=0, labelsize=13)
     lift_spaces(axes)
     axes.spines[:].set_visible(False)
-    axes.set_title(title, fontsize=14, weight="bold")
+    axes.set_title(title, weight="bold")
+
+
+def separate(axes, rows):
+    """Thin lines between the rows of an image."""
+    for edge in range(1, rows):
+        axes.axhline(edge - 0.5, color="white", linewidth=0.8)
 
 
 def weights_of(scores):
@@ -290,28 +314,47 @@ def weights_of(scores):
     return np.where(past, powers / powers.sum(axis=1, keepdims=True), np.nan)
 
 
-SCORES = (-18, 6)  # from the lightest to the darkest color
-WEIGHTS = (0, 2.1)  # no darker than what digits can be read on, in the dark form, too
+def in_numbers(axes, text, scores, weights, size, narrow):
+    """A row of scores above its weights, in numbers, nan where the future is.
 
-
-def in_numbers(axes, text, scores, weights, size):
-    """A row of scores above its weights, in numbers, on the colors of the panels."""
-    n = len(text)
-    # As many digits of a score as it takes to get its weight
-    rows = ((0, scores, SCORES, ".3g"), (1, weights, WEIGHTS, ".2f"))
-    for y, numbers, limits, digits in rows:
-        style = dict(cmap="Oranges", vmin=limits[0], vmax=limits[1])
-        axes.pcolormesh(range(n + 1), (y, y + 1), numbers[None], **style)
-        for j, number in enumerate(numbers):
-            word = f"{number:{digits}}".replace("-", "−")
-            at = dict(ha="center", va="center_baseline", fontsize=size)
-            axes.text(j + 0.5, y + 0.5, word, **at)
-    letters(axes, text, ("score", "weight"))
-    axes.tick_params(labelsize=13)
-    axes.axhline(1, color="white", linewidth=2)
-    for edge in range(1, n):
+    In the narrow form, a score is wider than its column, so that every second one is
+    lower.
+    """
+    T = len(text)
+    below = 1.5 if narrow else 1  # where the scores end
+    style = dict(cmap=ListedColormap(WEIGHTS), vmin=0, vmax=1)
+    shown = np.ma.masked_invalid(weights)[None]
+    axes.pcolormesh(range(T + 1), (below, below + 1), shown, **style)
+    at = dict(ha="center", va="center_baseline", fontsize=size)
+    past = np.flatnonzero(~np.isnan(weights))
+    for j in past:
+        middle = below / 2
+        if narrow:
+            middle += 0.3 if j % 2 else -0.3
+        # As many digits as it takes to get the weight
+        x = max(j + 0.5, 0.73) if narrow else j + 0.5  # the first one off the frame
+        axes.text(x, middle, f"{scores[j]:.2f}".replace("-", "−"), **at)
+    for j in past:
+        in_cell(axes, j + 0.5, below + 0.5, weights[j], size)
+    for edge in range(1, T):
         axes.axvline(edge, color="white", linewidth=0.8)
-    frame(axes, 0, 0, n, 2)
+    middle = (len(past) + T) / 2
+    axes.text(middle, (below + 1) / 2, "hidden", color="#555555", ha="center")
+    axes.set_ylim(0, below + 1)
+    letters(axes, text, ())
+    axes.set_yticks((below / 2, below + 0.5), ("score", "weight"))
+    axes.tick_params(labelsize=13)
+    frame(axes, 0, 0, T, below + 1)
+
+
+def as_sum(letter, weights, text):
+    """A row of the output as a sum over the largest weights of its letter."""
+    parts = []
+    for j in np.argsort(-weights)[:3]:
+        name = "space" if text[j] == SHOWN[" "] else text[j]
+        parts.append(f"{weights[j]:.2f} V({name})")
+    first, second, third = parts
+    return f"row {letter} = {first} + {second}\n+ {third} + ..."
 
 
 def attention():
@@ -330,77 +373,88 @@ def attention():
     weights = weights_of(scores)
     hidden = np.where(np.isnan(weights), np.nan, scores)
     output = np.nan_to_num(weights) @ v
-    large = {}
-    for i in range(T):
-        for j in range(i + 1):
-            if weights[i, j] >= 0.05:
-                large[i, j] = f"{weights[i, j]:.2f}"
-    formula = "scores: Q Kᵀ / √32"
+    formula = "Q Kᵀ / √32"
     message = "each letter mixes the letters so far:\nthe weights in its row sum to 1"
-    no_score = "the future:\nhidden"
-    no_weight = "the future:\nweight 0"
-    softmax = ("weights: softmax", weights, WEIGHTS, large, no_weight)
+    looked_at = "the letter that is looked at"
+    strong = "strong color: high"
+    limits = (-18, 9)
+    masked = (
+        "scores, the future hidden",
+        hidden,
+        SCORES,
+        limits,
+        "the future:\nhidden",
+    )
+    softmax = ("weights: softmax", weights, WEIGHTS, (0, 1), "the future:\nweight 0")
     wide = {
-        "scores": (formula, scores, SCORES, {}, ""),
-        "hidden": ("the future hidden", hidden, SCORES, {}, no_score),
+        "scores": (f"scores: {formula}", scores, SCORES, limits, ""),
+        "hidden": masked,
         "weights": softmax,
     }
-    narrow = {"scores": (formula, hidden, SCORES, {}, no_score), "weights": softmax}
+    narrow = {"hidden": masked, "weights": softmax}
     for name, panels, places, size, heights in (
         (
             "attention",
             wide,
             [["scores", "hidden"], ["row", "row"], ["weights", "output"]],
-            (7.8, 9.9),
+            (7.8, 10.6),
             (1, 0.26, 1),
         ),
         (
             "attention_narrow",
             narrow,
-            [["scores"], ["row"], ["weights"], ["output"]],
-            (4.4, 10.6),
-            (1, 0.36, 1, 1),
+            [["hidden"], ["row"], ["weights"], ["output"]],
+            (4.4, 12.4),
+            (1, 0.4, 1, 1),
         ),
     ):
         is_narrow = panels is narrow
         style = dict(figsize=size, height_ratios=heights, layout="constrained")
         figure, parts = plt.subplot_mosaic(places, **style)
-        figure.get_layout_engine().set(h_pad=0.06 if is_narrow else 0.12)
-        figure.suptitle(message, fontsize=13 if is_narrow else 17, weight="bold")
+        figure.get_layout_engine().set(h_pad=0.08 if is_narrow else 0.12)
+        figure.suptitle(message, fontsize=15 if is_narrow else 18, weight="bold")
         number = 1
-        for part, (title, matrix, limits, words, future) in panels.items():
-            title = f"{number}. {title}"
-            digits = 10 if is_narrow else 11
-            cells(parts[part], matrix, text, title, limits, words, future, digits)
+        for part, (title, *how) in panels.items():
+            matrix, *how = how
+            cells(parts[part], matrix, text, f"{number}. {title}", *how)
             number += 1
-        looked_at = "the letter that is looked at"
-        parts["scores"].set_xlabel(f"{looked_at}\n(strong color: high)")
-        parts["weights"].set_xlabel("each row sums to 1")
-        if not is_narrow:
+        for i, j in np.argwhere(weights >= 0.01):
+            in_cell(parts["weights"], j, i, weights[i, j], 10 if is_narrow else 11)
+        if is_narrow:
+            parts["hidden"].set_xlabel(f"{looked_at}\n({formula}; {strong})")
+            first = parts["hidden"]
+        else:
+            parts["scores"].set_xlabel(f"{looked_at}\n({strong})")
             parts["hidden"].set_xlabel(f"{looked_at}\n")  # as high as its neighbor
-        past = slice(row + 1)
-        seen = (text[past], scores[row, past], weights[row, past])
-        in_numbers(parts["row"], *seen, 11 if is_narrow else 14)
-        title = f"row {text[row]} in numbers"
-        parts["row"].set_title(title, fontsize=14, weight="bold", pad=8)
-        parts["row"].set_xlabel("weight = exp(score) / sum of exp(score)")
+            first = parts["scores"]
+        rounded = "each row sums to 1\n(rounded; below 0.01: blank)"
+        parts["weights"].set_xlabel(rounded)
+        seen = (text, hidden[row], weights[row])
+        in_numbers(parts["row"], *seen, 9 if is_narrow else 12, is_narrow)
+        parts["row"].set_title(f"row {text[row]} in numbers", weight="bold", pad=8)
+        softmax_words = "weight = exp(score) / sum of exp(score)"
+        between = "\n" if is_narrow else " "
+        parts["row"].set_xlabel(f"{softmax_words}{between}(all numbers are rounded)")
         last = parts["output"]
         strip(last, output, "", "black", text)
-        # As high above the panel as where letters are between
-        pad = 6 if is_narrow else 25
-        title = f"{number}. output: weights · V"
-        last.set_title(title, fontsize=14, weight="bold", pad=pad)
+        separate(last, T)
+        columns = output.shape[1]
+        last.set_xticks((0, columns - 1), (1, columns))
+        last.xaxis.tick_top()
+        # 4 more than elsewhere, where the sign of the space is lifted by as much
+        last.set_title(f"{number}. output: weights · V", weight="bold", pad=10)
         last.tick_params(labelsize=13)
-        last.set_xlabel(f"32 numbers for each letter ({SIGNS})")
+        terms = as_sum(text[row], weights[row], text)
+        last.set_xlabel(f"{terms}\n({columns} numbers each; {SIGNS})")
         for part, axes in parts.items():
             axes.set_aspect("auto")
+            axes.title.set_fontsize(13 if is_narrow else 14)
             if part == "row":
                 continue
-            columns = output.shape[1] if axes is last else T
-            frame(axes, -0.5, row - 0.5, columns, 1)
+            frame(axes, -0.5, row - 0.5, columns if axes is last else T, 1)
             axes.get_yticklabels()[row].set_weight("bold")
-        for part in ("scores", "weights"):
-            parts[part].set_ylabel("the letter that looks")
+        for axes in (first, parts["weights"]):
+            axes.set_ylabel("the letter that looks")
         save(figure, name, "Scores, masked scores, weights and output for a line")
 
 
