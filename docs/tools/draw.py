@@ -314,37 +314,25 @@ def weights_of(scores):
     return np.where(past, powers / powers.sum(axis=1, keepdims=True), np.nan)
 
 
-def in_numbers(axes, text, scores, weights, size, narrow):
-    """A row of scores above its weights, in numbers, nan where the future is.
-
-    In the narrow form, a score is wider than its column, so that every second one is
-    lower.
-    """
-    T = len(text)
-    below = 1.5 if narrow else 1  # where the scores end
-    style = dict(cmap=ListedColormap(WEIGHTS), vmin=0, vmax=1)
-    shown = np.ma.masked_invalid(weights)[None]
-    axes.pcolormesh(range(T + 1), (below, below + 1), shown, **style)
-    at = dict(ha="center", va="center_baseline", fontsize=size)
+def in_numbers(axes, text, scores, weights, size):
+    """A row of scores above its weights, in numbers, without the future (nan)."""
     past = np.flatnonzero(~np.isnan(weights))
+    T = len(past)
+    style = dict(cmap=ListedColormap(WEIGHTS), vmin=0, vmax=1)
+    axes.pcolormesh(range(T + 1), (1, 2), weights[past][None], **style)
+    at = dict(ha="center", va="center_baseline", fontsize=size)
     for j in past:
-        middle = below / 2
-        if narrow:
-            middle += 0.3 if j % 2 else -0.3
         # As many digits as it takes to get the weight
-        x = max(j + 0.5, 0.73) if narrow else j + 0.5  # the first one off the frame
-        axes.text(x, middle, f"{scores[j]:.2f}".replace("-", "−"), **at)
+        axes.text(j + 0.5, 0.5, f"{scores[j]:.2f}".replace("-", "−"), **at)
     for j in past:
-        in_cell(axes, j + 0.5, below + 0.5, weights[j], size)
+        in_cell(axes, j + 0.5, 1.5, weights[j], size)
     for edge in range(1, T):
         axes.axvline(edge, color="white", linewidth=0.8)
-    middle = (len(past) + T) / 2
-    axes.text(middle, (below + 1) / 2, "hidden", color="#555555", ha="center")
-    axes.set_ylim(0, below + 1)
-    letters(axes, text, ())
-    axes.set_yticks((below / 2, below + 0.5), ("score", "weight"))
+    axes.set_ylim(0, 2)
+    letters(axes, text[:T], ())
+    axes.set_yticks((0.5, 1.5), ("score", "weight"))
     axes.tick_params(labelsize=13)
-    frame(axes, 0, 0, T, below + 1)
+    frame(axes, 0, 0, T, 2)
 
 
 def as_sum(letter, weights, text):
@@ -405,7 +393,7 @@ def attention():
             narrow,
             [["hidden"], ["row"], ["weights"], ["output"]],
             (4.4, 12.4),
-            (1, 0.4, 1, 1),
+            (1, 0.32, 1, 1),
         ),
     ):
         is_narrow = panels is narrow
@@ -430,8 +418,9 @@ def attention():
         rounded = "each row sums to 1\n(rounded; below 0.01: blank)"
         parts["weights"].set_xlabel(rounded)
         seen = (text, hidden[row], weights[row])
-        in_numbers(parts["row"], *seen, 9 if is_narrow else 12, is_narrow)
-        parts["row"].set_title(f"row {text[row]} in numbers", weight="bold", pad=8)
+        in_numbers(parts["row"], *seen, 8.5 if is_narrow else 12)
+        words = f"row {text[row]} in numbers, up to {text[row]} itself"
+        parts["row"].set_title(words, weight="bold", pad=8)
         softmax_words = "weight = exp(score) / sum of exp(score)"
         between = "\n" if is_narrow else " "
         parts["row"].set_xlabel(f"{softmax_words}{between}(all numbers are rounded)")
@@ -1069,7 +1058,8 @@ def curves():
     """
     runs = tables("curves")
     figure, axes = plt.subplots(figsize=(4.9, 4.9), layout="constrained")
-    nothing = runs["bigram"]["points"][0][1]  # before the first step
+    guess = runs["bigram"]["points"][0][1]  # before the first step, among 65 tokens
+    high_guess = runs["gpt2_train"]["points"][0][1]  # the same among 256
     last = max(run["points"][-1][0] for run in runs.values())
     dark = "#0b4420"
     styles = {  # the color, the width, the dashes
@@ -1080,9 +1070,7 @@ def curves():
         "sparse_gpt": (dark, 2.5, (0, (0.9, 1.3))),
     }
     words_at = dict(va="center", fontsize=13)
-    below = plt.Rectangle((0, 0), 2 * last, nothing, transform=axes.transData)
-    higher = []  # the first losses of those that begin above the picture
-    y = 0.98  # of the name of the next Transformer
+    y = 0.78  # of the name of the next Transformer
     losses_at_end = []  # of the Transformers
     for name, run in runs.items():
         seconds, losses = zip(*run["points"])
@@ -1090,12 +1078,7 @@ def curves():
         color, width, dashes = styles[name]
         style = dict(color=color, linewidth=width, linestyle=dashes)
         on_top = 3 if name in ("bigram", "v2_attention") else 2
-        (line,) = axes.plot(
-            seconds, losses, dash_capstyle="butt", zorder=on_top, **style
-        )
-        line.set_clip_path(below)
-        if losses[0] > nothing + 1:
-            higher.append(losses[0])
+        axes.plot(seconds, losses, dash_capstyle="butt", zorder=on_top, **style)
         edge = color if name in ("bigram", "v2_attention") else dark
         dot = dict(color=color, markersize=8, markeredgecolor=edge, zorder=4)
         axes.plot(end, loss, "o", **dot)
@@ -1103,28 +1086,26 @@ def curves():
         if name == "bigram":
             # To the right of the other lines, which are too near for words
             right = 0.021 * last
-            axes.plot((end, right), (loss, 2.7), color=color, linewidth=1, zorder=4)
+            axes.plot((end, right), (loss, 2.95), color=color, linewidth=1, zorder=4)
             words += "\na table of pairs"
-            axes.text(1.04 * right, 2.82, words, color=color, **words_at)
+            axes.text(1.06 * right, 3.15, words, color=color, **words_at)
         elif name == "v2_attention":
             words += "\nwith attention"
-            axes.text(1.3 * end, loss + 0.2, words, color=color, **words_at)
+            axes.text(1.3 * end, loss + 0.36, words, color=color, **words_at)
         else:
             # They end in the same place: a list of names, with a piece of each line
             axes.plot((0.16 * last, 0.26 * last), (y, y), **style)
             axes.text(0.29 * last, y, f"{name}.py", color=dark, **words_at)
-            y -= 0.22
+            y -= 0.29
             losses_at_end.append(f"{loss:.2f}")
     low, high = min(losses_at_end), max(losses_at_end)
     words = f"three Transformers: {low} to {high}"
-    axes.text(last, 1.22, words, color=dark, ha="right", **words_at)
-    axes.axhline(nothing, color=GREY, linewidth=1, linestyle="--")
-    words = f"{nothing:.2f}: knows nothing yet"
-    axes.text(1.04 * last, nothing + 0.05, words, ha="right")
-    if higher:
-        words = f"dashed and dotted start at {higher[0]:.1f}:\n256 kinds of tokens"
-        axes.text(0.021 * last, nothing - 0.12, words, color=dark, va="top")
-    axes.set(ylabel="val loss: lower is better", ylim=(y + 0.08, 4.45))
+    axes.text(last, 1.1, words, color=dark, ha="right", **words_at)
+    for loss, words in ((guess, "65 characters"), (high_guess, "256 bytes")):
+        axes.axhline(loss, color=GREY, linewidth=1, linestyle="--")
+        words = f"{loss:.2f}: a blind guess among {words}"
+        axes.text(1.04 * last, loss + 0.06, words, ha="right", fontsize=12)
+    axes.set(ylabel="val loss: lower is better", ylim=(y + 0.1, 5.95))
     axes.set_xscale("function", functions=(np.sqrt, np.square))
     axes.set(xlabel="training time on two cores (square-root scale)")
     axes.set_xlim(0, 1.08 * last)
@@ -1132,10 +1113,10 @@ def curves():
     ticks[480] = "8 min"
     seen = [second for second in ticks if second < 1.08 * last]
     axes.set_xticks(seen, [ticks[second] for second in seen])
-    axes.set_yticks([1, 1.5, 2, 2.5, 3, 3.5, 4])
+    axes.set_yticks([1, 2, 3, 4, 5])
     axes.grid()
     axes.set_axisbelow(True)
-    title = "each idea lowers the loss"
+    title = "attention lowers the loss, the Transformer more"
     axes.set_title(title, fontsize=13, weight="bold")
     title = "Validation loss of the scripts against the time of training"
     save(figure, "curves", title)

@@ -473,12 +473,9 @@ def chart(chapter, step):
             )
         before = loss
     last = course_number(list(losses)[-1])
-    words = "Val loss after every step of this chapter"
-    settings = [flags_of(chapter, name) for name in losses]
-    if any(flags != settings[0] for flags in settings if flags):
-        words += "; not all were measured with the same flags"
     return (
-        f'<p class="note">{words}. The large dot is this step.</p>'
+        '<p class="note">Val loss after every step of this chapter. The large dot is '
+        "this step.</p>"
         '<div class="plot"><div class="axis" aria-hidden="true">'
         f"<span>{top:.2f}</span><span>{bottom:.2f}</span></div>"
         '<div class="spark"><svg viewBox="0 0 100 100" preserveAspectRatio="none" '
@@ -488,6 +485,13 @@ def chart(chapter, step):
         '<div class="names" aria-hidden="true"><span>start</span>'
         f"<span>step {last}</span></div></div>"
     )
+
+
+def one_recipe(chapter):
+    """Were all steps of a chapter measured with the same flags?"""
+    settings = [flags_of(chapter, name) for name in losses_of(chapter)]
+    known = [flags for flags in settings if flags]
+    return all(flags == known[0] for flags in known)
 
 
 def course_number(name):
@@ -566,7 +570,7 @@ def effect(chapter, name, text):
             '<th scope="col">after</th><th scope="col">change</th></tr></thead>'
             f"<tbody>{lines}</tbody></table></div>"
         )
-    if loss is not None and not stays:
+    if loss is not None and not stays and one_recipe(chapter):
         table += chart(chapter, name)
     return (
         '<section class="effect" aria-labelledby="effect">'
@@ -778,7 +782,9 @@ def taste():
     clone = re.search(r"^git clone .+\n(?:cd .+\n)?", text, re.M)
     if clone:
         return TASTE.format(where="", clone=clone[0])
-    return TASTE.format(where=", in the folder of the scripts", clone="")
+    return TASTE.format(
+        where=", in the folder that these pages were built in", clone=""
+    )
 
 
 def words_on_curves():
@@ -835,16 +841,16 @@ def contents(parts, pages):
     out.append(
         "<h2>The ladder</h2><p>The <b>val loss</b> says how surprised a model is by "
         "text it was not trained on: the shorter the bar, the better. A full bar, "
-        f"{NOTHING_KNOWN}, is a blind guess among 65 characters. Scripts 4 and 5, "
-        "which guess among 256 bytes, aim at more data and longer texts, not at a lower "
-        "loss on a laptop. Each card has a line that the model wrote, and the steps that "
+        f"{NOTHING_KNOWN}, is a blind guess among 65 characters. Scripts 4 and 5 guess "
+        "among 256 bytes; they aim at more data and longer texts, not at a lower loss "
+        "on a laptop. Each card has a line that the model wrote, and the steps that "
         "lead to it.</p>"
     )
     out.append(ladder(parts, pages))
     out.append(words_on_curves())
     out.append(
         "<h2>Two branches</h2><p>Both are optional. <code>by_hand.py</code> needs "
-        "chapters 1 and 2; <code>chat.py</code> goes on from chapter 3.</p>"
+        "chapters 1 and 2; <code>chat.py</code> goes on from the GPT of chapter 3.</p>"
     )
     reference = []
     others = []

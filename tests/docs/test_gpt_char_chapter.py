@@ -195,8 +195,9 @@ def test_every_step_has_its_parts():
         ]
         places = [step.index(part) for part in parts]
         assert places == sorted(places), number
-        between = step[places[0] : places[1]].strip()
-        assert "\n\n" not in between, number  # the diff stands directly below
+        # The diff stands directly below: at most a list and a note come between
+        _, *between = step[places[0] : places[1]].strip().split("\n\n")
+        assert all(part.startswith(("- ", "(")) for part in between), number
         assert "<details><summary>" in step, number
     titles = re.findall(r"^## (.*)$", CHAPTER, re.M)
     assert not [title for title in titles if " and " in title]

@@ -547,7 +547,7 @@ def test_a_card_has_what_was_measured(builder):
     assert text(cards["03_lower"]).endswith("c <d>")
     assert "ms" not in text(cards["04_faster"])
     assert "no change" in cards["05_faster"] and "−1.0" in cards["05_faster"]
-    assert "polyline" in cards["03_lower"] and "polyline" not in cards["05_faster"]
+    assert "polyline" not in "".join(cards.values())  # the steps differ in flags
     assert "It writes the same as before" in cards["05_faster"]
     assert "val loss" not in cards["06_time"] and "−1.0" in cards["06_time"]
     assert "within the noise" in cards["07_noise"] and "0.2" not in cards["07_noise"]
