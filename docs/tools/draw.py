@@ -342,7 +342,7 @@ def as_sum(letter, weights, text):
         name = "space" if text[j] == SHOWN[" "] else text[j]
         parts.append(f"{weights[j]:.2f} V({name})")
     first, second, third = parts
-    return f"row {letter} = {first} + {second}\n+ {third} + ..."
+    return f"output of {letter} = {first} + {second}\n+ {third} + ..."
 
 
 def attention():
@@ -434,7 +434,8 @@ def attention():
         last.set_title(f"{number}. output: weights · V", weight="bold", pad=10)
         last.tick_params(labelsize=13)
         terms = as_sum(text[row], weights[row], text)
-        last.set_xlabel(f"{terms}\n({columns} numbers each; {SIGNS})")
+        note = f"(the rows are outputs, not V;\n{SIGNS})"
+        last.set_xlabel(f"{terms}\n{note}")
         for part, axes in parts.items():
             axes.set_aspect("auto")
             axes.title.set_fontsize(13 if is_narrow else 14)

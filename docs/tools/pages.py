@@ -783,7 +783,7 @@ def taste():
     if clone:
         return TASTE.format(where="", clone=clone[0])
     return TASTE.format(
-        where=", in the folder that these pages were built in", clone=""
+        where=", in the folder of the course, the one with gpt_char.py", clone=""
     )
 
 
@@ -833,7 +833,8 @@ def contents(parts, pages):
     out.append(
         '<h2 id="try">Try the first model</h2>'
         "<p>This is <code>bigram.py</code> after its training, in your browser. It "
-        'sees one character.</p><div class="live" data-model="bigram"></div>'
+        "sees only the last character that you type.</p>"
+        '<div class="live" data-model="bigram"></div>'
         "<noscript><p>It needs JavaScript.</p></noscript>"
     )
     out.append(f'<div class="facts">{render(facts(), readme, pages)}</div>')
@@ -843,7 +844,8 @@ def contents(parts, pages):
         "text it was not trained on: the shorter the bar, the better. A full bar, "
         f"{NOTHING_KNOWN}, is a blind guess among 65 characters. Scripts 4 and 5 guess "
         "among 256 bytes; they aim at more data and longer texts, not at a lower loss "
-        "on a laptop. Each card has a line that the model wrote, and the steps that "
+        "on a laptop. (Each character of this text is one byte, so the losses "
+        "compare.) Each card has a line that the model wrote, and the steps that "
         "lead to it.</p>"
     )
     out.append(ladder(parts, pages))
