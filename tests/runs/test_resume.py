@@ -158,14 +158,15 @@ class Runs:
 
 
 def cases(long=()):
-    """Scripts with flags; those of the scripts in long are for the long tests."""
+    """Scripts with flags; the scripts and cases in long are for the long tests."""
     found = []
     for name, (scripts, flags) in VARIANTS.items():
         for script in scripts:
             marks = ()
-            if script in long:
+            case = f"{script}-{name}"
+            if script in long or case in long:
                 marks = pytest.mark.long
-            case = pytest.param(script, flags, id=f"{script}-{name}", marks=marks)
+            case = pytest.param(script, flags, id=case, marks=marks)
             found.append(case)
     return found
 
@@ -189,7 +190,10 @@ def interrupt_at_random(runs, whole, seed, count):
 
 
 # sparse_gpt.py has this code from gpt2_train.py
-@pytest.mark.parametrize("script, flags", cases(long=["sparse_gpt"]))
+LONG = ["sparse_gpt", "gpt2_train-float16", "gpt2_train-adamw", "gpt_char-adamw"]
+
+
+@pytest.mark.parametrize("script, flags", cases(long=LONG))
 def test_interrupted_equals_unbroken(place, monkeypatch, script, flags):
     runs = Runs(script, flags, monkeypatch)
     whole = runs.unbroken()
