@@ -151,7 +151,7 @@ function widget(place, model, start, changed) {
   const write = element("button", { type: "button" }, "Write 100 characters");
   place.append(
     element("label", {}, "Type something: ", input),
-    element("label", {}, "Temperature (low: the likeliest, high: bolder): ", slider, " ", degrees),
+    element("label", {}, "Temperature: ", slider, " ", degrees),
     bars,
     write,
     written,

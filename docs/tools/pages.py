@@ -833,7 +833,8 @@ def contents(parts, pages):
     out.append(
         '<h2 id="try">Try the first model</h2>'
         "<p>This is <code>bigram.py</code> after its training, in your browser. It "
-        "sees only the last character that you type.</p>"
+        "sees only the last character that you type. At a low temperature it writes "
+        "the likeliest ones, at a high one it is bolder.</p>"
         '<div class="live" data-model="bigram"></div>'
         "<noscript><p>It needs JavaScript.</p></noscript>"
     )
