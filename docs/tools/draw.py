@@ -364,7 +364,7 @@ def attention():
     formula = "Q Kᵀ / √32"
     message = "each letter mixes the letters so far:\nthe weights in its row sum to 1"
     looked_at = "the letter that is looked at"
-    strong = "strong color: high"
+    strong = "what stands out is high"
     limits = (-18, 9)
     masked = (
         "scores, the future hidden",
