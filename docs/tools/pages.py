@@ -783,7 +783,7 @@ def taste():
     if clone:
         return TASTE.format(where="", clone=clone[0])
     return TASTE.format(
-        where=", in the folder of the course, the one with gpt_char.py", clone=""
+        where=", in the folder of the course, the one with `gpt_char.py`", clone=""
     )
 
 
