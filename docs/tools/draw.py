@@ -402,8 +402,7 @@ def attention():
         figure.get_layout_engine().set(h_pad=0.08 if is_narrow else 0.12)
         figure.suptitle(message, fontsize=15 if is_narrow else 18, weight="bold")
         number = 1
-        for part, (title, *how) in panels.items():
-            matrix, *how = how
+        for part, (title, matrix, *how) in panels.items():
             cells(parts[part], matrix, text, f"{number}. {title}", *how)
             number += 1
         for i, j in np.argwhere(weights >= 0.01):

@@ -440,6 +440,10 @@ def test_a_step_says_where_it_stands_and_what_it_did(pages):
     for row in (before, after):
         assert f"{row['val loss'][0]:.3f}" in effect
         assert f"{row['ms per step'][0]:.1f}" in effect
+    # A chart of all steps, if they can be compared
+    assert "polyline" in page
+    other_flags = (pages / "sparse_gpt_6.html").read_text(encoding="utf-8")
+    assert "polyline" not in other_flags.split('class="effect"')[1]
     # Both samples stand in the card, the older one first, and nowhere else
     first = effect.index(before["sample"].strip())
     assert first < effect.index(after["sample"].strip())
