@@ -99,7 +99,7 @@ def fingerprint(job):
     """What a result depends on: the job, and the code of its script."""
     path = ROOT / job["script"]
     code = ""
-    if path.exists():
+    if path.is_file():
         code = code_of(path)
     kept = {key: value for key, value in job.items() if key != "folder"}
     words = json.dumps([kept, code], sort_keys=True)

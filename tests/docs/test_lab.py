@@ -150,6 +150,8 @@ def test_a_changed_script_or_flag_is_measured_again(tmp_path, monkeypatch):
     assert lab.fingerprint(lab.job("a.py", "--x=2")) != first
     script.write_text('"""Doc."""\nx = 2\n')
     assert lab.fingerprint(lab.job("a.py", "--x=1")) != first
+    peer = lab.job("", after=["nanogpt_samples"])  # no script of ours
+    assert lab.fingerprint(peer) != lab.fingerprint(lab.job("", after=["other"]))
 
 
 def test_what_fails_is_left_out_and_said(begin):
