@@ -62,8 +62,8 @@ def measure(bench):
 
     best = {}
     for optimizer, rates in (
-        ("muon", (5e-3, 1e-2, 2e-2)),
-        ("adamw", (1e-3, 3e-3, 6e-3)),
+        ("muon", (5e-3, 1e-2, 2e-2, 4e-2)),
+        ("adamw", (3e-4, 1e-3, 3e-3, 6e-3)),
     ):
         jobs = {str(rate): compare(optimizer, rate, n) for rate in rates}
         rows = bench.in_turn(jobs, measures, rounds=1)
