@@ -4,15 +4,15 @@
 # ///
 """Rung 5 of 5: sparse attention, for long contexts.
 
-Dense attention computes T * T scores. Here a pattern says who sees whom: a window, a
-window with sinks, or two hops that together reach everything (Child et al. 2019). The
-positions are laid out so that those who see each other stand together, and attention
-skips all the rest.
+Dense attention computes T * T scores. Here a pattern says who sees whom: for example
+a window, or rows and columns, which together reach everything (Child et al. 2019).
+Positions that see each other are laid out side by side, in tiles, and attention skips
+pairs of tiles in which nobody sees anybody.
 
-    python sparse_gpt.py                         on a laptop: 1024 bytes of Shakespeare
-    torchrun --nproc_per_node=8 sparse_gpt.py    on 8 GPUs: 8192 tokens of FineWeb-Edu
-    python sparse_gpt.py --pattern=dense --out_dir=out/dense          to compare
-    python sparse_gpt.py --show_pattern --block_size=256 --stride=16
+    python sparse_gpt.py                         on a laptop: a context of 1024 bytes
+    torchrun --nproc_per_node=8 sparse_gpt.py    on 8 GPUs: a context of 8192 tokens
+    python sparse_gpt.py --pattern=dense --out_dir=out/dense            to compare
+    python sparse_gpt.py --show_pattern --block_size=256 --stride=16    only draw
 
 Expect a val loss of about 1.43 after seven minutes on two cores. The chapter is
 docs/sparse_gpt.md.
@@ -68,7 +68,7 @@ sinks = 4  # first positions that all later ones see, in "sinks"
 summary = 8  # c: columns at the end of a row that all later rows see, in "fixed"
 selected = 3  # tiles of keys that each query selects, in "selection"
 tile = 0  # positions computed at a time; 0: as many as a row has
-combine = "heads"  # half of the heads take each hop; or "layers": every other layer
+combine = "heads"  # each hop gets half of the heads; "layers": hops take turns
 show_pattern = False  # only draw what one position sees
 max_iters = 2000  # training steps; 0: no training, only a sample
 log_interval = 25  # steps between lines of progress
@@ -128,7 +128,7 @@ slow_cpu_preset = {
     "max_iters": 1200,
 }
 # Defaults that depend on model_size: n_layer, n_head, n_embd, learning_rate, gelu
-# The learning rates are three times those of GPT-3 (Brown et al. 2020, table 2.1)
+# From gpt2 on, learning rates are three times those of GPT-3 (Brown et al. 2020)
 sizes = {
     "char": (5, 2, 128, 1.5e-2, "none"),  # the model of gpt_char.py
     "char-small": (4, 2, 96, 1.5e-2, "none"),  # the same, for a CPU without bfloat16
@@ -219,7 +219,7 @@ if tile == 0:
 
 # Who may attend to whom, if position j is not later than position i
 def everything(i, j):
-    return j <= i
+    return True
 
 
 def in_window(i, j):
@@ -246,7 +246,7 @@ def in_summary(i, j):
     return j % stride >= stride - summary
 
 
-# The order in which attention lays the positions out: by a number for each of them
+# Sort keys: attention lays the positions out in increasing order of these numbers
 def as_they_come(i):
     return i
 
@@ -260,11 +260,11 @@ def summaries_first(i):
 
 
 class Hop(NamedTuple):
-    """One layer's worth of looking: who sees whom, and what stands beside what."""
+    """A rule of who sees whom in a layer, and the order to lay the positions out in."""
 
     allows: Callable
     order: Callable = as_they_come
-    selects: int = 0  # if not 0, each query picks so many tiles of those it may see
+    selects: bool = False  # each query picks a few tiles of those it may see
 
 
 patterns = {
@@ -274,13 +274,13 @@ patterns = {
     "alternate": [Hop(in_window), Hop(everything)],
     "strided": [Hop(one_row_back), Hop(same_column, by_column)],
     "fixed": [Hop(same_row), Hop(in_summary, summaries_first)],
-    "selection": [Hop(everything, selects=selected)],
+    "selection": [Hop(everything, selects=True)],
 }
 
 
 def sees(hop, i, j):
     """Whether position i attends to position j: numbers, or arrays of numbers."""
-    return (0 <= j) & (j <= i) & hop.allows(i, j)
+    return (j <= i) & hop.allows(i, j)
 
 
 def draw_pattern():
@@ -301,8 +301,8 @@ def draw_pattern():
 def open_shard(path):
     """Open a shard. Returns its tokens, read from the disk on use, and vocabulary size.
 
-    The format is llm.c's: a header of 256 int32 (magic number, version, number of
-    tokens, vocabulary size, where 0 means GPT-2's 50257), then the tokens as uint16.
+    The format is llm.c's and one more number: 256 int32 (magic number, version, number
+    of tokens, vocabulary size, where 0 means GPT-2's 50257), then tokens as uint16.
     Raises ValueError if the file is anything else, or not complete.
     """
     header = np.fromfile(path, dtype="<i4", count=256)
@@ -497,8 +497,8 @@ layouts = {}  # what lay_out returned for the whole context
 def lay_out(hop, tiles):
     """How attention computes a hop over so many tiles: a plan, made once.
 
-    Returns groups, the positions of their queries, one group after the other, and, for
-    each position, its place among them.
+    Returns the groups; the positions of their queries, group by group; and, for each
+    position, its index in that list, which puts the results back in order.
     """
     T = tiles * tile
     order = hop.order(np.arange(T)).argsort(kind="stable")
@@ -522,18 +522,22 @@ def lay_out(hop, tiles):
     groups = []
     gathered = []
     for group in members.values():
-        queries = np.array([number for number, _ in group])
-        keys = np.array([numbers for _, numbers in group])
-        i = in_tiles[queries]  # (m, tile)
-        j = in_tiles[keys].reshape(len(group), -1)  # (m, n * tile)
+        query_tiles = np.array([number for number, _ in group])
+        key_tiles = np.array([numbers for _, numbers in group])
+        i = in_tiles[query_tiles]  # (m, tile)
+        j = in_tiles[key_tiles].reshape(len(group), -1)  # (m, n * tile)
         seen = sees(hop, i[:, :, None], j[:, None, :])
         blind = ~seen.any(2, keepdims=True)
         mask = np.where(seen | blind, 0.0, -np.inf).astype(np.float32)
-        plan = [mask, blind, queries, keys]
-        plan = [torch.from_numpy(x).to(device) for x in plan]
-        if not blind.any():
-            plan[1] = None
-        groups.append(Group(to_index(j.flatten(), T), *plan))
+        groups.append(
+            Group(
+                keys=to_index(j.flatten(), T),
+                mask=torch.from_numpy(mask).to(device),
+                blind=torch.from_numpy(blind).to(device) if blind.any() else None,
+                query_tiles=torch.from_numpy(query_tiles).to(device),
+                key_tiles=torch.from_numpy(key_tiles).to(device),
+            )
+        )
         gathered.append(i.flatten())
     gathered = np.concatenate(gathered)
     return groups, to_index(gathered, T), to_index(gathered.argsort(), T)
@@ -542,8 +546,8 @@ def lay_out(hop, tiles):
 def select_tiles(q, k, own):
     """Which tiles of keys each query selects, as MoBA does: (N, m, tile, tiles).
 
-    q: (N, m, tile, hs). k: (B, nh, T, hs), where B * nh = N. own: the tile of the
-    queries, (m), which they always see; later ones they never do.
+    q: (N, m, tile, hs). k: (B, nh, T, hs), where B * nh = N. own, (m): the number of
+    the queries' own tile, which they always see; later ones they never do.
     """
     B, nh, T, hs = k.shape
     k = F.pad(k, (0, 0, 0, -T % tile))
@@ -554,7 +558,7 @@ def select_tiles(q, k, own):
     scores = scores.masked_fill(numbers >= own, -torch.inf)
     best = scores.topk(min(selected, len(numbers)), dim=-1).indices
     chosen = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, best, True)
-    return chosen & (numbers < own) | (numbers == own)
+    return (chosen & (numbers < own)) | (numbers == own)
 
 
 def select(q, k, group):
@@ -594,7 +598,7 @@ def attend(q, k, v, hop, p):
         q_group = q_group.reshape(B * nh, m, tile, hs)
         k_group = gather(k, group.keys).reshape(B * nh, m, -1, hs)
         v_group = gather(v, group.keys).reshape(B * nh, m, -1, hs)
-        if hop.selects > 0:
+        if hop.selects:
             chosen = select(q_group, k, group)
             mask = mask.masked_fill(~chosen, -torch.inf)
         y = attention(q_group, k_group, v_group, p, mask)
@@ -606,7 +610,7 @@ def attend(q, k, v, hop, p):
 
 
 def keys_of(hop):
-    """Twice the mean number of keys that a query sees: block_size if it sees all."""
+    """Twice the mean number of keys that a query may see: block_size for all."""
     if hop == Hop(everything):
         return block_size
     positions = np.arange(block_size)
@@ -616,35 +620,31 @@ def keys_of(hop):
     return 2 * float(pairs) / block_size
 
 
-slots = {}  # what assign_slots returned
-
-
+@functools.cache
 def assign_slots(hop):
-    """Where a cache keeps the key of each position: a slot that is free by then.
+    """A slot of the cache for each position; a slot that nobody sees is used again.
 
     Returns the slots and, for each position, the last one that sees it.
     """
-    if hop in slots:
-        return slots[hop]
     positions = np.arange(block_size)
     last = []
     for j in positions:
-        last.append(int((positions * sees(hop, positions, j)).max()))
+        viewers = positions[sees(hop, positions, j)]
+        last.append(int(viewers.max(initial=0)))
     free = []
-    leaving = [[] for _ in range(block_size + 1)]  # slots that become free at a time
+    leaving = [[] for _ in range(block_size + 1)]  # [j]: slots free again at j
     size = 0
-    numbers = []
+    where = []
     for j in range(block_size):
         free += leaving[j]
         if not free:
             free.append(size)
             size += 1
         slot = free.pop()
-        numbers.append(slot)
+        where.append(slot)
         last_use = max(j, last[j])  # even a key that nobody sees is written once
         leaving[last_use + 1].append(slot)
-    slots[hop] = np.array(numbers), np.array(last)
-    return slots[hop]
+    return np.array(where), np.array(last)
 
 
 class KVCache:
@@ -688,7 +688,7 @@ class KVCache:
         else:
             visible = torch.from_numpy(seen.nonzero()[0]).to(q.device)
             k, v = keys[:, :, visible], values[:, :, visible]
-        if hop.selects == 0:
+        if not hop.selects:
             return attention(q, k, v, 0.0)
         B, nh, _, hs = q.shape
         own = torch.tensor([self.length // tile], device=q.device)
@@ -1189,8 +1189,8 @@ class Muon(torch.optim.Optimizer):
             x = x.lerp_(mean, momentum)
             x = x.to(torch.bfloat16 if bfloat16 else torch.float32)
             # Divided by its norm, x has singular values of at most 1. Five rounds of
-            # Newton-Schulz then bring all close to 1: a round makes a singular value s
-            # 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5, and keeps the directions
+            # Newton-Schulz then bring all close to 1. A round keeps the directions,
+            # and turns s into 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
             x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
             for _ in range(5):
                 a = x @ x.mT
