@@ -115,7 +115,7 @@ slow_cpu_preset = {
     "max_iters": 2700,
 }
 # Defaults that depend on model_size: n_layer, n_head, n_embd, learning_rate, gelu
-# The learning rates are three times those of GPT-3 (Brown et al. 2020, table 2.1)
+# From gpt2 on, learning rates are three times those of GPT-3 (Brown et al. 2020)
 sizes = {
     "char": (5, 2, 128, 1.5e-2, "none"),  # the model of gpt_char.py
     "char-small": (4, 2, 96, 1.5e-2, "none"),  # the same, for a CPU without bfloat16
@@ -196,8 +196,8 @@ def add_up(*numbers):
 def open_shard(path):
     """Open a shard. Returns its tokens, read from the disk on use, and vocabulary size.
 
-    The format is llm.c's: a header of 256 int32 (magic number, version, number of
-    tokens, vocabulary size, where 0 means GPT-2's 50257), then the tokens as uint16.
+    The format is llm.c's and one more number: 256 int32 (magic number, version, number
+    of tokens, vocabulary size, where 0 means GPT-2's 50257), then tokens as uint16.
     Raises ValueError if the file is anything else, or not complete.
     """
     header = np.fromfile(path, dtype="<i4", count=256)
@@ -787,8 +787,8 @@ class Muon(torch.optim.Optimizer):
             x = x.lerp_(mean, momentum)
             x = x.to(torch.bfloat16 if bfloat16 else torch.float32)
             # Divided by its norm, x has singular values of at most 1. Five rounds of
-            # Newton-Schulz then bring all close to 1: a round makes a singular value s
-            # 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5, and keeps the directions
+            # Newton-Schulz then bring all close to 1. A round keeps the directions,
+            # and turns s into 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
             x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
             for _ in range(5):
                 a = x @ x.mT

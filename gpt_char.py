@@ -367,8 +367,8 @@ class Muon(torch.optim.Optimizer):
             x = x.lerp_(mean, momentum)
             x = x.to(torch.bfloat16 if bfloat16 else torch.float32)
             # Divided by its norm, x has singular values of at most 1. Five rounds of
-            # Newton-Schulz then bring all close to 1: a round makes a singular value s
-            # 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5, and keeps the directions
+            # Newton-Schulz then bring all close to 1. A round keeps the directions,
+            # and turns s into 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
             x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
             for _ in range(5):
                 a = x @ x.mT

@@ -4,7 +4,7 @@
 # ///
 """Rung 2 of 5: self-attention, written out.
 
-Each position looks back at the characters before it, and learns which of them matter.
+Each position looks at itself and the characters before it, and learns which matter.
 
     python v2_attention.py
     python v2_attention.py --n_head=1

@@ -52,7 +52,7 @@ globals().update(vars(parser.parse_args()))  # overwrites the settings
 # -------------------------------------------------------------------------------- Data
 input_file = Path(data_dir, "input.txt")
 if not input_file.exists() and data_dir == "data/shakespeare":  # the first time
-    prepare = Path(__file__).parent.with_name("prepare_shakespeare.py")
+    prepare = Path(__file__).parents[1] / "prepare_shakespeare.py"
     subprocess.run([sys.executable, prepare])
 if not input_file.exists():
     sys.exit(f"{input_file} is missing; see python prepare_shakespeare.py --help")
@@ -109,7 +109,8 @@ class Tensor:
         for tensor in reversed(order):  # its gradient is complete when its turn comes
             if tensor.grad_fn is None:
                 continue
-            for parent, grad in zip(tensor.parents, tensor.grad_fn(tensor.grad)):
+            grads = tensor.grad_fn(tensor.grad)
+            for parent, grad in zip(tensor.parents, grads):
                 if isinstance(parent, Tensor):
                     parent.add_grad(grad)
 
@@ -162,7 +163,7 @@ class Tensor:
         """The rows idx, which is an array of integers of any shape."""
 
         def grad_fn(g):
-            rows = one_hot(idx.flatten(), len(self.data))  # (idx.size, rows)
+            rows = one_hot(idx.flatten(), len(self.data))  # (ids, rows of the table)
             grad = rows.T @ g.reshape(idx.size, -1)
             return [grad.reshape(self.shape)]
 
@@ -267,7 +268,7 @@ class Linear(Module):
     """Each output is a weighted sum of the inputs, plus a bias."""
 
     def __init__(self, n_in, n_out, bias=True):
-        limit = n_in**-0.5
+        limit = n_in**-0.5  # as PyTorch's nn.Linear starts
         weight = rng.uniform(-limit, limit, (n_in, n_out))
         self.weight = Tensor(weight.astype(np.float32))
         self.bias = 0  # nothing to add
@@ -359,7 +360,8 @@ def generate(idx, max_new_tokens, temperature=1.0, top_k=0):
         logits = model.logits(idx[:, -block_size:]).data  # (B, T, V), T <= block_size
         logits = logits[:, -1]  # (B, V): what follows the last token
         if top_k > 0:
-            kth = np.sort(logits)[:, [-min(top_k, vocab_size)]]  # (B, 1)
+            k = min(top_k, vocab_size)
+            kth = np.sort(logits)[:, -k, None]  # (B, 1): the k-th largest
             logits[logits < kth] = -np.inf
         if temperature > 0:
             probs = softmax(Tensor(logits / temperature)).data
@@ -395,7 +397,7 @@ def check_gradient(h=1e-4):
     errors = []
     for p in model.parameters():
         for _ in range(10):
-            i = tuple(dice.integers(p.data.shape))  # the position of one weight
+            i = tuple(dice.integers(p.data.shape))  # the index of one weight
             w = p.data[i]
             p.data[i] = w + h
             above = model(x, y).item()
@@ -422,7 +424,7 @@ if temperature != 0 and not 0.01 <= temperature <= 100:  # logits could overflow
 
 # --------------------------------------------------------------------------- Optimizer
 class AdamW:
-    """Adam with weight decay: weights that nothing holds up return to 0."""
+    """Adam with weight decay: a weight that the gradient leaves alone shrinks to 0."""
 
     def __init__(self, parameters, lr):
         self.parameters = list(parameters)

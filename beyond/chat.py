@@ -92,7 +92,7 @@ def read_shakespeare():
     """Conversations of two messages: a speech, and the next one as its answer."""
     input_file = Path("data/shakespeare/input.txt")
     if not input_file.exists():
-        prepare = Path(__file__).parent.with_name("prepare_shakespeare.py")
+        prepare = Path(__file__).parents[1] / "prepare_shakespeare.py"
         subprocess.run([sys.executable, prepare])
     if not input_file.exists():
         sys.exit(f"{input_file} is missing; see python prepare_shakespeare.py --help")
@@ -192,7 +192,7 @@ reply_start = [im_start, *encode("assistant\n")]  # the answer comes next
 
 
 def fit(turns):
-    """The tokens of a conversation. The oldest turns leave until an answer has room."""
+    """The tokens of a conversation, without old turns if an answer would not fit."""
     while True:
         ids = [*system_ids, *sum(turns, []), *reply_start]
         if len(ids) + max_new_tokens <= block_size or len(turns) == 1:
@@ -489,7 +489,7 @@ def from_llama(theirs):
 
 
 def store_by_columns():
-    """Lay large weights out column after column: the numbers stay, only faster to read.
+    """Store wide layers column by column: the same numbers, faster to read.
 
     Where a layer has more outputs than inputs, a product with one position then adds up
     a few long columns, instead of computing many short dot products.
@@ -581,7 +581,7 @@ class Int8Linear(nn.Module):
 
 
 class LoRA(nn.Module):
-    """A linear layer that stays, plus a product of two narrow ones (Hu et al. 2021)."""
+    """A frozen linear layer plus the product of two narrow ones (Hu et al. 2021)."""
 
     def __init__(self, linear):
         super().__init__()
