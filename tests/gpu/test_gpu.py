@@ -270,8 +270,8 @@ MISPLACED = {  # the text that is replaced, by what
     ],
     "sparse_gpt.py": [
         (
-            "torch.from_numpy(x).to(device) for x in plan",
-            "torch.from_numpy(x) for x in plan",
+            "mask=torch.from_numpy(mask).to(device)",
+            "mask=torch.from_numpy(mask)",
         ),
         ("positions.clip(max=T - 1)).to(device)", "positions.clip(max=T - 1))"),
         ("q_group = q_group.reshape", "q_group = q_group.double().reshape"),
