@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 STEPS = ROOT / "out/steps/chat"
 TOKENS = 48  # that are written in a round
 QUESTION = "Tell me about the history of the city of Rome."
+SHORT = "What is the capital of France?"
 LONG = QUESTION + " It is said that all roads lead there." * 40
 
 
@@ -58,6 +59,16 @@ def first_token(names, ids, known=()):
     if known:
         next(names["generate"](known, 1))
     return seconds(lambda: next(names["generate"](ids, 1)))
+
+
+def whole_process(number, threads):
+    """Seconds from the start of a step to its end, with the answer to one question."""
+    (path,) = STEPS.glob(f"{number:02d}_*.py")
+    command = [sys.executable, path, "--device=cpu", "--init_from=scratch"]
+    command += ["--out_dir=out/bench/chat_speed", f"--prompt={SHORT}"]
+    env = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    run = {"check": True, "stdout": subprocess.DEVNULL, "env": env}
+    return seconds(lambda: subprocess.run(command, **run))
 
 
 def load_llama_cpp(threads):
@@ -124,6 +135,10 @@ def main():
     parser.add_argument("--note", default="nothing else was running")
     args = parser.parse_args()
     os.chdir(ROOT)
+    starts = {"14, which reads Shakespeare": [], "15, which doesn't": []}
+    for _ in range(3):
+        for name in starts:
+            starts[name].append(whole_process(int(name[:2]), args.threads))
     torch.set_num_threads(args.threads)
     torch.set_grad_enabled(False)
     bandwidth = gigabytes_per_second()
@@ -202,6 +217,10 @@ def main():
     lines += ["of 3.", "", "|  | seconds |", "| --- | --- |"]
     for name, found in waits.items():
         lines.append(f"| {name} | {statistics.median(found):.3f} |")
+    lines += ["", "## One short question, the whole process", ""]
+    lines += ["Median of 3, in turn.", "", "| step | seconds |", "| --- | --- |"]
+    for name, found in starts.items():
+        lines.append(f"| {name} | {statistics.median(found):.1f} |")
     (ROOT / "docs/bench/chat_speed.md").write_text("\n".join(lines) + "\n")
 
 
