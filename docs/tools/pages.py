@@ -838,6 +838,11 @@ def contents(parts, pages):
         '<div class="live" data-model="bigram"></div>'
         "<noscript><p>It needs JavaScript.</p></noscript>"
     )
+    second = next(page for page in parts if "pictures/heads.svg" in page.text)
+    out.append(
+        "<p>The next one, <code>v2_attention.py</code>, sees 64 characters: you can "
+        f'play with it in chapter 2, <a href="{second.name}">{second.title}</a>.</p>'
+    )
     out.append(f'<div class="facts">{render(facts(), readme, pages)}</div>')
     out.append(render(taste(), readme, pages))
     out.append(
@@ -1055,7 +1060,7 @@ def main():
         count = build(folder)
     except OSError as error:
         sys.exit(f"{error.filename}: {error.strerror}")
-    print(f"{count} pages; the first is {folder / 'index.html'}")
+    print(f"{count} pages; open {(folder / 'index.html').resolve().as_uri()}")
 
 
 if __name__ == "__main__":

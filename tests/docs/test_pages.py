@@ -38,7 +38,8 @@ def pages(tmp_path_factory):
     assert (done.returncode, done.stderr) == (0, "")
     folder = above / "sïte"
     count = len(list(folder.glob("*.html")))
-    assert done.stdout == f"{count} pages; the first is s?te/index.html\n"
+    first = (folder / "index.html").as_uri()
+    assert done.stdout == f"{count} pages; open {first}\n"
     return folder
 
 
