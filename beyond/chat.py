@@ -775,7 +775,7 @@ if lora_rank > 0:
 model.to(device)
 n_params = sum(p.numel() for p in model.parameters())
 n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-print(f"{n_params:,} parameters, {n_trained:,} to train, device {device}")
+print(f"{n_params:,} parameters, {n_trained:,} of them trainable, device {device}")
 size = (n_layer, 2, 1, n_kv_head, block_size, n_embd // n_head)
 cache = torch.zeros(size, device=device)  # keys and values
 cached_ids = []  # the tokens that they belong to
