@@ -501,8 +501,8 @@ if init_from == "resume":
     for name in ["last.pt", "best.pt"]:  # best.pt only if there is no last.pt
         if Path(out_dir, name).exists():
             first_step, best_val_loss = load_checkpoint(name)
-            trained = f"trained for {first_step} steps ({max_iters=})"
-            print(f"{out_dir}/{name}: {trained}; for a new run, give another --out_dir")
+            plan = "continuing" if first_step < max_iters else "nothing left to train"
+            print(f"{out_dir}/{name}: step {first_step} ({max_iters=}), {plan}")
             break
 
 stop_requested = False

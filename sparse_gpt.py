@@ -1472,8 +1472,8 @@ found = [Path(out_dir, name) for name in names if Path(out_dir, name).exists()]
 # Checkpoints in out_dir come first, even if init_from names other weights
 if found and max_iters > 0 and init_from != "scratch":
     first_step, best_val_loss = load_checkpoint(found[0])
-    trained = f"trained for {first_step} steps ({max_iters=})"
-    log(f"{found[0]}: {trained}; for a new run, give another --out_dir")
+    plan = "continuing" if first_step < max_iters else "nothing left to train"
+    log(f"{found[0]}: step {first_step} ({max_iters=}), {plan}")
 elif found and init_from == "resume":  # max_iters is 0: only sample
     step, val_loss = load_checkpoint(found[0], weights_only=True)
     log(f"{found[0]}: the weights of step {step}; best val loss {val_loss:.4f}")

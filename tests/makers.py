@@ -214,7 +214,7 @@ def one_line(err, *words, script=None):
 
 def continued(out):
     """The checkpoints that a run says it continues from, with their steps."""
-    found = re.findall(r"^(.+): trained for (\d+) steps \(max_iters", out, flags=re.M)
+    found = re.findall(r"^(.+): step (\d+) \(max_iters", out, flags=re.M)
     return [(path, int(step)) for path, step in found]
 
 

@@ -492,7 +492,7 @@ def continued(path, flags, whole):
     command += [halfway, "--device=cpu", f"--out_dir={shared}", *flags]
     subprocess.run(command, cwd=ROOT, env=environment(1), capture_output=True)
     second = run(path, *flags, f"--out_dir={shared}")
-    assert ": trained for 10 steps " in second["output"]
+    assert ": step 10 (max_iters" in second["output"]
     return f"{difference(shared, whole['out_dir']):.0e}"
 
 
