@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -545,8 +546,6 @@ def name_of(test):
 def report(results):
     """Write mutants.md."""
     caught = sum(1 for entry in results if entry["test"])
-    before = json.loads((BENCH / "mutants_before.json").read_text(encoding="utf-8"))
-    once = sum(1 for test in before["tests"].values() if test)
     lines = [
         "# Faults put into the scripts",
         "",
@@ -555,21 +554,13 @@ def report(results):
         "compare behavior. Without the fault, each test that is named passes.",
         "`python docs/bench/mutants.py` runs what has changed.",
         "",
-        f"{caught} of {len(results)} are caught.",
+        f"{caught} of {len(results)} are caught, {time.strftime('%Y-%m-%d')}.",
         "",
-        f"Before: into the scripts of commit {before['commit']} one could put",
-        f"{len(before['tests'])} of these faults as they are. Its tests caught {once}.",
-        "",
-        "| script | fault | caught by | before |",
-        "|---|---|---|---|",
+        "| script | fault | caught by |",
+        "|---|---|---|",
     ]
     for entry in results:
         row = [entry["script"], entry["name"], name_of(entry["test"])]
-        title = f"{entry['script']}, {entry['name']}"
-        if title in before["tests"]:
-            row.append(name_of(before["tests"][title]))
-        else:
-            row.append("")
         lines.append("| " + " | ".join(row) + " |")
     (BENCH / "mutants.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
