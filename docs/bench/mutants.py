@@ -18,7 +18,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -554,7 +553,7 @@ def report(results):
         "compare behavior. Without the fault, each test that is named passes.",
         "`python docs/bench/mutants.py` runs what has changed.",
         "",
-        f"{caught} of {len(results)} are caught, {time.strftime('%Y-%m-%d')}.",
+        f"{caught} of {len(results)} are caught.",
         "",
         "| script | fault | caught by |",
         "|---|---|---|",

@@ -318,6 +318,7 @@ def sampling(args):
     patterns = [name for name in PATTERNS if name != "selection"]  # it keeps all
     wanted = patterns if any(record.wants(pattern) for pattern in patterns) else []
     models, caches, times = {}, {}, {}
+    torch.manual_seed(0)
     idx = torch.randint(256, (1, first + tokens))
     torch.set_grad_enabled(False)
     for pattern in wanted:

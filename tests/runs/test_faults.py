@@ -306,6 +306,10 @@ def test_best_without_last(place, run_any, script):
     assert samples(done.out) == samples(with_last.out) != []
     done = run_any(f"{script}.py", *args, "--max_iters=6")
     assert continued(done.out) == [("run/best.pt", step)]
+    assert ", continuing\n" in done.out
+    assert read("run/last.pt")["step"] == 6
+    done = run_any(f"{script}.py", *args, "--max_iters=5")
+    assert "run/last.pt: step 6 (max_iters=5), nothing left to train\n" in done.out
     assert read("run/last.pt")["step"] == 6
 
 
