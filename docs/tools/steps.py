@@ -344,15 +344,36 @@ def check():
 
 
 def unfold(folder):
-    """Write the file after each step, and a record by which fold knows your edits."""
+    """Write the file after each step, and a record by which fold knows your edits.
+
+    Files of old chapters are replaced, or removed, unless they were edited.
+    """
     found = steps(unedited_bigram())
-    files = {folder / name: text for name, text in found.items()}
+    record = folder / "unfolded.json"
+    before = parse_record(record) if record.exists() else {}
+    gone = []
     for path in sorted(folder.rglob("*.py")):
-        if read(path) != files.get(path):
+        name = path.relative_to(folder).as_posix()
+        if read(path) not in (found.get(name), before.get(name)):
             what_to_do = "fold it, delete it, or unfold to another FOLDER"
             sys.exit(f"{path}: is edited, or no step; {what_to_do}")
-    write(files | {folder / "unfolded.json": json.dumps(found) + "\n"})
+        if name not in found:  # a step of old chapters
+            gone.append(path)
+    files = {folder / name: text for name, text in found.items()}
+    write(files | {record: json.dumps(found) + "\n"})
+    for path in gone:
+        path.unlink()
     print(f"{folder}: {len(found)} files")
+
+
+def parse_record(path):
+    """{file: its text} as unfold wrote it, or {} if the record is damaged."""
+    try:
+        found = json.loads(read(path))
+    except ValueError:
+        return {}
+    is_record = isinstance(found, dict) and isinstance(found.get(FIRST), str)
+    return found if is_record else {}
 
 
 def read_record(folder):
@@ -360,11 +381,8 @@ def read_record(folder):
     path = folder / "unfolded.json"
     if not path.exists():
         sys.exit(f"{path}: No such file; unfold first")
-    try:
-        found = json.loads(read(path))
-    except ValueError:
-        found = None
-    if not isinstance(found, dict) or not isinstance(found.get(FIRST), str):
+    found = parse_record(path)
+    if not found:
         sys.exit(f"{path}: is damaged; unfold to another FOLDER and edit there")
     if found != steps(found[FIRST]):
         what_to_do = "unfold to another FOLDER and edit there"

@@ -659,6 +659,22 @@ def test_bad_input_is_one_clear_line(ladder, command, path, old, new, error):
     assert error in ladder.fails(command)
 
 
+def test_unfold_after_the_chapters_changed(ladder):
+    ladder.ok("unfold")
+    ladder.edit("docs/gpt_char.md", "## The end", "## An end")
+    ladder.edit("docs/sparse_gpt.md", "+a50 = 5\n", "+a50 = 55\n")
+    ladder.edit("sparse_gpt.py", "a50 = 5\n", "a50 = 55\n")
+    old = ladder.steps / "gpt_char/02_the_end.py"  # a step that is gone
+
+    ladder.edit(old, "a20", "b20")  # what was edited stays
+    assert f"{old.name}: is edited, or no step" in ladder.fails("unfold")
+    ladder.edit(old, "b20", "a20")
+    assert ladder.ok("unfold") == "out/steps: 11 files\n"
+    assert not old.exists() and (old.parent / "02_an_end.py").exists()
+    assert "a50 = 55\n" in (ladder.steps / FILES[7]).read_text()
+    assert ladder.ok("fold") == "0 files changed\n"  # the record is the new one
+
+
 def test_other_bad_input(ladder):
     assert "nothing/unfolded.json: No such file" in ladder.fails("fold", "nothing")
     ladder.ok("unfold")
