@@ -291,3 +291,11 @@ def test_lines_that_the_models_wrote_are_in_a_report():
         reports += path.read_text(encoding="utf-8")
     for line in written:
         assert line in reports, line
+
+
+def test_what_runs_the_tests_finds_the_readme_s_command():
+    for name in (".ci/run", ".github/workflows/tests.yml"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        (pattern,) = re.findall(r"grep --max-count=1 '(.*?)' README.md", text)
+        (command,) = re.findall(rf"{pattern}.*", README, re.M)
+        assert command.startswith("pytest"), name
