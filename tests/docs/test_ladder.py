@@ -215,12 +215,13 @@ def test_tricks_are_found(line):
 def test_readme_table_counts_steps():
     """The README's ladder says how many sections or steps each chapter has."""
     rows = re.findall(
-        r"^\| \[(\w+)\.py\]\S+ \| .* \| \[(\d+ \w+)\]\((\S+)\) \| [\d.]+ \|",
+        r"^\| \[(\w+)\.py\]\S+ \| .* \| \[(\d): (\d+ \w+)\]\((\S+)\) \| [\d.]+ \|",
         read("README.md"),
         flags=re.M,
     )
     assert [f"{name}.py" for name, *_ in rows] == LADDER
-    for name, steps, chapter in rows:
+    assert [number for _, number, *_ in rows] == ["1", "2", "3", "4", "5"]
+    for name, _, steps, chapter in rows:
         assert chapter == f"docs/{name}.md"
         count = read(chapter).count("\n```diff\n")
         expected = f"{count} steps"
