@@ -43,9 +43,8 @@ def measure(bench):
             "samples": samples,
             "final val loss": run["final val loss"],
         }
-        bench.say(
-            f"- {name}: {run['final val loss']:.4f} after {times[name]:.1f} s (ladder)"
-        )
+        loss, seconds = run["final val loss"], times[name]
+        bench.say(f"- {name}: {loss:.4f}; the run of the ladder took {seconds:.1f} s")
 
 
 if __name__ == "__main__":
