@@ -10,8 +10,8 @@ a hundred lines.
     python beyond/by_hand.py
     python beyond/by_hand.py --n_head=1
 
-Expect val losses of about 2.50 and 2.20 after 50 s on two cores, as with PyTorch from
-the same weights and batches. The chapter is docs/by_hand.md.
+Expect val losses of about 2.50 and 2.20 in less than a minute on two cores, as with
+PyTorch from the same weights and batches. The chapter is docs/by_hand.md.
 """
 
 import argparse
