@@ -218,6 +218,7 @@ def read_source(source):
     try:
         content = Path(source).read_bytes()
         text = content.decode("utf-8-sig")  # without a byte order mark at the start
+        text = text.replace("\r\n", "\n")  # as Python reads a file that Windows wrote
     except (OSError, UnicodeDecodeError) as error:
         sys.exit(f"--source={source}: {error}. It must be a text file in UTF-8")
     if not text:

@@ -269,6 +269,13 @@ def test_own_text(nothing, run, folder, text, script):
     assert done.code == 0 and done.names["text"] == text
 
 
+def test_lines_end_as_python_reads_them(nothing):
+    """Rungs 1 to 3 read input.txt, the others its shards: both must hold the same."""
+    Path("mine.txt").write_bytes(CONTENT.replace(b"\n", b"\r\n"))
+    assert nothing["run"]("--source=mine.txt", "--name=mine").code == 0
+    assert Path("data/mine/input.txt").read_bytes() == CONTENT
+
+
 def test_byte_order_mark_is_dropped(nothing):
     Path("mine.txt").write_bytes(b"\xef\xbb\xbf" + CONTENT)
     assert nothing["run"]("--source=mine.txt", "--name=mine").code == 0
