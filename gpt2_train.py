@@ -40,7 +40,7 @@ import numpy as np
 import tiktoken
 import torch
 import torch.distributed as dist
-import torch.distributed.nn  # before the process group exists, or it keeps it alive
+import torch.distributed.nn  # imported later, it would keep the process group alive
 import torch.nn as nn
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -78,7 +78,7 @@ weight_decay = 0.1  # pulls the matrices of the blocks towards 0
 momentum = 0.9  # Muon: decay rate of the running mean of gradients
 beta1 = 0.9  # AdamW: decay rate of the running mean of gradients
 beta2 = 0.99  # AdamW: the same for squared gradients
-grad_clip = 1.0  # maximum norm of the gradient
+grad_clip = 1.0  # maximum norm of the gradient; 0: no clipping
 # Half precision for matrix products, if the CPU has instructions for it
 bfloat16 = torch.cpu.get_capabilities().get("avx512_bf16", False)
 float16 = False  # the half precision of GPUs without bfloat16
@@ -118,7 +118,7 @@ slow_cpu_preset = {
 # From gpt2 on, learning rates are three times those of GPT-3 (Brown et al. 2020)
 sizes = {
     "char": (5, 2, 128, 1.5e-2, "none"),  # the model of gpt_char.py
-    "char-small": (4, 2, 96, 1.5e-2, "none"),  # the same, for a CPU without bfloat16
+    "char-small": (4, 2, 96, 1.5e-2, "none"),  # its model for a CPU without bfloat16
     "gpt2": (12, 12, 768, 1.8e-3, "tanh"),  # 124M parameters, the size of GPT-3 Small
     "gpt2-medium": (24, 16, 1024, 9e-4, "tanh"),  # 350M, the size of GPT-3 Medium
     "gpt2-large": (36, 20, 1280, 7.5e-4, "tanh"),  # 774M
@@ -230,7 +230,8 @@ for split in shards:
         shards[split].append(tokens)
         vocab_sizes.add(vocab_size)
     if not shards[split]:
-        sys.exit(f"{data_dir} has no {split} shards; see prepare_fineweb.py --help")
+        hint = "try data/shakespeare/bytes, or see prepare_fineweb.py --help"
+        sys.exit(f"{data_dir} has no {split} shards; {hint}")
 if vocab_sizes not in ({256}, {50257}):
     sys.exit(f"{data_dir}: the shards must all be of bytes, or all of GPT-2's tokens")
 tokenizer = None  # tokens are bytes
@@ -259,7 +260,8 @@ def decode(ids):
 if block_size < 1:
     parser.error(f"--block_size={block_size} must be at least 1")
 # The data is cut into windows of block_size tokens, and one more for the targets.
-# Training windows are shifted by 0 to block_size - 1: the end of a shard leaves room
+# Each epoch shifts the training windows by 0 to block_size - 1 tokens, so the end of
+# each shard leaves room for that
 window_counts = {
     "train": [max(0, len(t) - block_size) // block_size for t in shards["train"]],
     "val": [(len(t) - 1) // block_size for t in shards["val"]],
@@ -276,7 +278,8 @@ def read_window(split, number, shift=0):
             start = number * block_size + shift
             window = tokens[start : start + block_size + 1].astype(np.int64)
             if window.max() >= vocab_size:
-                sys.exit(f"{tokens.filename}: token {window.max()} is damaged")
+                reason = f"token {window.max()} is not in the vocabulary"
+                sys.exit(f"{tokens.filename}: {reason}; prepare the data again")
             return torch.from_numpy(window)
         number -= count  # it is in a later shard
 
@@ -778,17 +781,17 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             grads = [p.grad.unflatten(0, (-1, n_embd)) for p in group["params"]]
             x = share_of(torch.cat(grads))  # (pieces of this process, n_embd, columns)
-            # PyTorch keeps a state per parameter; the first one holds it for the group
+            # PyTorch keeps state per parameter; the first one has that of the group
             state = self.state[group["params"][0]]
             if "mean" not in state:
                 state["mean"] = torch.zeros_like(x)
             mean = state["mean"].lerp_(x, 1 - momentum)  # a running mean of x
-            # Nesterov: (1 - momentum) * x + momentum * mean, so x counts a second time
+            # Nesterov momentum: mix the newest gradient in once more
             x = x.lerp_(mean, momentum)
             x = x.to(torch.bfloat16 if bfloat16 else torch.float32)
             # Divided by its norm, x has singular values of at most 1. Five rounds of
-            # Newton-Schulz then bring all close to 1. A round keeps the directions,
-            # and turns s into 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+            # Newton-Schulz then bring most to between 0.7 and 1.2. A round keeps the
+            # directions, and turns s into 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
             x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
             for _ in range(5):
                 a = x @ x.mT
@@ -908,7 +911,7 @@ def load_checkpoint(path, weights_only=False):
             path, map_location="cpu", weights_only=True, mmap=weights_only
         )
         for key, value in identity.items():
-            found = checkpoint["identity"][key]
+            found = checkpoint["identity"].get(key)
             if found != value and not (weights_only and key in ("data", "optimizer")):
                 raise ValueError(f"saved by a run with {key}={found}, not {value}")
         model.load_state_dict(checkpoint["model"])
@@ -922,7 +925,7 @@ def load_checkpoint(path, weights_only=False):
         return checkpoint["step"], checkpoint["best_val_loss"]
     except Exception as error:  # a damaged file can raise almost anything
         reason = f"{type(error).__name__}: {error}".split("\n")[0].split(". ")[0]
-        sys.exit(f"{path}: {reason}; use another --out_dir")
+        sys.exit(f"{path}: {reason}; use another --out_dir or --init_from")
 
 
 def evaluate_and_save(step):
@@ -1050,7 +1053,7 @@ first_step = 0
 best_val_loss = math.inf
 names = ["last.pt", "best.pt"]
 if max_iters == 0:
-    names = ["best.pt", "last.pt"]  # to sample, the best weights are better
+    names = ["best.pt", "last.pt"]  # for sampling, prefer the best weights
 found = [Path(out_dir, name) for name in names if Path(out_dir, name).exists()]
 # Checkpoints in out_dir come first, even if init_from names other weights
 if found and max_iters > 0 and init_from != "scratch":
@@ -1110,7 +1113,8 @@ for step in range(first_step, max_iters):
         loss_sum += loss.detach()
     for opt in optimizers:
         scaler.unscale_(opt)
-    norm = nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
+    max_norm = grad_clip if grad_clip > 0 else math.inf
+    norm = nn.utils.clip_grad_norm_(model.parameters(), max_norm)
     overflow = float16 and not norm.isfinite()
     if not overflow:  # otherwise skip the step; scaler.update() lowers the scale
         for opt in optimizers:

@@ -57,7 +57,7 @@ weight_decay = 0.1  # pulls the matrices of the blocks towards 0
 momentum = 0.9  # Muon: decay rate of the running mean of gradients
 beta1 = 0.9  # AdamW: decay rate of the running mean of gradients
 beta2 = 0.99  # AdamW: the same for squared gradients
-grad_clip = 1.0  # maximum norm of the gradient
+grad_clip = 1.0  # maximum norm of the gradient; 0: no clipping
 # Half precision for matrix products, if the CPU has instructions for it
 bfloat16 = torch.cpu.get_capabilities().get("avx512_bf16", False)
 prompt = ""  # what the sample starts with; empty: the first character of the text
@@ -160,7 +160,7 @@ device_type = "cuda" if "cuda" in device else "cpu"
 autocast = torch.autocast(device_type, torch.bfloat16, enabled=bfloat16)
 if device == "cpu" and bfloat16:
     # Here the fused "flash" kernel is slower than plain matrix products whose sums are
-    # kept in bfloat16. (In spite of "cuda", these settings are for CPUs, too)
+    # kept in bfloat16. (In spite of their name, these settings are for CPUs, too)
     torch.backends.cuda.enable_flash_sdp(False)
     torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
 
@@ -358,17 +358,17 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             grads = [p.grad.unflatten(0, (-1, n_embd)) for p in group["params"]]
             x = torch.cat(grads)  # (pieces of all matrices, n_embd, columns)
-            # PyTorch keeps a state per parameter; the first one holds it for the group
+            # PyTorch keeps state per parameter; the first one has that of the group
             state = self.state[group["params"][0]]
             if "mean" not in state:
                 state["mean"] = torch.zeros_like(x)
             mean = state["mean"].lerp_(x, 1 - momentum)  # a running mean of x
-            # Nesterov: (1 - momentum) * x + momentum * mean, so x counts a second time
+            # Nesterov momentum: mix the newest gradient in once more
             x = x.lerp_(mean, momentum)
             x = x.to(torch.bfloat16 if bfloat16 else torch.float32)
             # Divided by its norm, x has singular values of at most 1. Five rounds of
-            # Newton-Schulz then bring all close to 1. A round keeps the directions,
-            # and turns s into 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+            # Newton-Schulz then bring most to between 0.7 and 1.2. A round keeps the
+            # directions, and turns s into 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
             x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
             for _ in range(5):
                 a = x @ x.mT
@@ -451,7 +451,7 @@ def load_checkpoint(name):
             raise ValueError("the file is damaged (wrong checksum)")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         for key, value in identity.items():
-            found = checkpoint["identity"][key]
+            found = checkpoint["identity"].get(key)
             if found != value:
                 raise ValueError(f"saved by a run with {key}={found}, not {value}")
         model.load_state_dict(checkpoint["model"])
@@ -517,7 +517,8 @@ for step in range(first_step, max_iters):
     loss = model(x, y)
     model.zero_grad()  # otherwise new gradients are added to the old ones
     loss.backward()  # computes the gradient: how the loss changes with each weight
-    nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
+    if grad_clip > 0:
+        nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
     for opt in optimizers:
         for group in opt.param_groups:
             group["lr"] = get_lr(step) * group["lr_scale"]
@@ -542,10 +543,10 @@ if best_val_loss < math.inf:  # after an evaluation, there is a best.pt
     load_checkpoint("best.pt")
 elif first_step == 0:  # max_iters is 0, and no checkpoint was loaded
     print("this model is untrained")
-val_loss = estimate_loss()
-if not math.isfinite(val_loss):
-    sys.exit("the val loss is not finite; try a lower --learning_rate")
 try:
+    val_loss = estimate_loss()
+    if not math.isfinite(val_loss):
+        sys.exit("the val loss is not finite; try a lower --learning_rate")
     print("-" * 80, sample(max_new_tokens), "-" * 80, sep="\n")
 except KeyboardInterrupt:
     sys.exit(130)

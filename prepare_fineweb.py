@@ -561,8 +561,8 @@ def token_stream(documents):
     Threads are enough, because tiktoken releases Python's lock.
     """
     encoding = get_gpt2_encoding()
-    # The first thread to tokenize slows the others down while it runs. Let that be this
-    # one, which tokenizes nothing else
+    # The first thread that encodes something slows the others down. Let that be this
+    # one, which encodes nothing else
     encoding.encode_ordinary("Hello world")
     ahead = deque()
     with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -42,7 +42,7 @@ import numpy as np
 import tiktoken
 import torch
 import torch.distributed as dist
-import torch.distributed.nn  # before the process group exists, or it keeps it alive
+import torch.distributed.nn  # imported later, it would keep the process group alive
 import torch.nn as nn
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -63,7 +63,7 @@ block_size = 1024  # T: tokens per sequence
 rotary = True  # positions rotate queries and keys; GPT-2's weights need --no-rotary
 pattern = "strided"  # who sees whom: a row of patterns, below
 stride = 0  # l: positions in a row; 0: about the square root of block_size
-window = 0  # positions that a window holds; 0: two rows
+window = 0  # positions in a window, for patterns that have one; 0: two rows
 sinks = 4  # first positions that all later ones see, in "sinks"
 summary = 8  # c: columns at the end of a row that all later rows see, in "fixed"
 selected = 3  # tiles of keys that each query selects, in "selection"
@@ -90,7 +90,7 @@ weight_decay = 0.1  # pulls the matrices of the blocks towards 0
 momentum = 0.9  # Muon: decay rate of the running mean of gradients
 beta1 = 0.9  # AdamW: decay rate of the running mean of gradients
 beta2 = 0.99  # AdamW: the same for squared gradients
-grad_clip = 1.0  # maximum norm of the gradient
+grad_clip = 1.0  # maximum norm of the gradient; 0: no clipping
 # Half precision for matrix products, if the CPU has instructions for it
 bfloat16 = torch.cpu.get_capabilities().get("avx512_bf16", False)
 float16 = False  # the half precision of GPUs without bfloat16
@@ -131,7 +131,7 @@ slow_cpu_preset = {
 # From gpt2 on, learning rates are three times those of GPT-3 (Brown et al. 2020)
 sizes = {
     "char": (5, 2, 128, 1.5e-2, "none"),  # the model of gpt_char.py
-    "char-small": (4, 2, 96, 1.5e-2, "none"),  # the same, for a CPU without bfloat16
+    "char-small": (4, 2, 96, 1.5e-2, "none"),  # its model for a CPU without bfloat16
     "gpt2": (12, 12, 768, 1.8e-3, "tanh"),  # 124M parameters, the size of GPT-3 Small
     "gpt2-medium": (24, 16, 1024, 9e-4, "tanh"),  # 350M, the size of GPT-3 Medium
     "gpt2-large": (36, 20, 1280, 7.5e-4, "tanh"),  # 774M
@@ -256,11 +256,11 @@ def by_column(i):
 
 
 def summaries_first(i):
-    return i % stride < stride - summary
+    return i % stride < stride - summary  # False, for a summary, comes before True
 
 
 class Hop(NamedTuple):
-    """A rule of who sees whom in a layer, and the order to lay the positions out in."""
+    """Which positions attend to which, and the order in which attention stores them."""
 
     allows: Callable
     order: Callable = as_they_come
@@ -285,13 +285,16 @@ def sees(hop, i, j):
 
 def draw_pattern():
     """Print what one position, far down the text, sees, in rows of stride."""
-    hop_1, hop_2 = patterns[pattern][0], patterns[pattern][-1]
     rows = block_size // stride
     last = min(rows * 3 // 4 * stride + stride // 2, block_size - 1)
     print(f"What position {last}, @, sees: 1 in hop 1, 2 in hop 2, 3 in both, . hidden")
     marks = ""
     for j in range(last):
-        marks += ".123"[int(sees(hop_1, last, j)) + 2 * int(sees(hop_2, last, j))]
+        mark = 0
+        for number, hop in enumerate(patterns[pattern], start=1):
+            if sees(hop, last, j):
+                mark += number
+        marks += ".123"[mark]
     marks += "@"
     for start in range(0, len(marks), stride):
         print(marks[start : start + stride])
@@ -335,7 +338,8 @@ for split in shards:
         shards[split].append(tokens)
         vocab_sizes.add(vocab_size)
     if not shards[split]:
-        sys.exit(f"{data_dir} has no {split} shards; see prepare_fineweb.py --help")
+        hint = "try data/shakespeare/bytes, or see prepare_fineweb.py --help"
+        sys.exit(f"{data_dir} has no {split} shards; {hint}")
 if vocab_sizes not in ({256}, {50257}):
     sys.exit(f"{data_dir}: the shards must all be of bytes, or all of GPT-2's tokens")
 tokenizer = None  # tokens are bytes
@@ -364,7 +368,8 @@ def decode(ids):
 if block_size < 1:
     parser.error(f"--block_size={block_size} must be at least 1")
 # The data is cut into windows of block_size tokens, and one more for the targets.
-# Training windows are shifted by 0 to block_size - 1: the end of a shard leaves room
+# Each epoch shifts the training windows by 0 to block_size - 1 tokens, so the end of
+# each shard leaves room for that
 window_counts = {
     "train": [max(0, len(t) - block_size) // block_size for t in shards["train"]],
     "val": [(len(t) - 1) // block_size for t in shards["val"]],
@@ -381,7 +386,8 @@ def read_window(split, number, shift=0):
             start = number * block_size + shift
             window = tokens[start : start + block_size + 1].astype(np.int64)
             if window.max() >= vocab_size:
-                sys.exit(f"{tokens.filename}: token {window.max()} is damaged")
+                reason = f"token {window.max()} is not in the vocabulary"
+                sys.exit(f"{tokens.filename}: {reason}; prepare the data again")
             return torch.from_numpy(window)
         number -= count  # it is in a later shard
 
@@ -483,7 +489,7 @@ def gather(x, positions):
 def to_index(positions, T):
     """Positions as gather takes them, in a context of T.
 
-    Nobody sees a position beyond the end, so the last one will do in its place.
+    Positions beyond the end are masked, so any index will do; we use the last one.
     """
     if np.array_equal(positions, np.arange(T)):
         return None
@@ -609,6 +615,7 @@ def attend(q, k, v, hop, p):
     return y[:, :, :T]
 
 
+@functools.cache
 def keys_of(hop):
     """Twice the mean number of keys that a query may see: block_size for all."""
     if hop == Hop(everything):
@@ -655,7 +662,7 @@ class KVCache:
         self.contents = {}  # of each hop: k, v and the position in each slot
 
     def append(self, hop, k, v):
-        """Keep what is still to be seen of k, v (B, nh, T, hs), at new positions."""
+        """Store k, v (B, nh, T, hs) of new positions that are still to be seen."""
         where, last = assign_slots(hop)
         if hop not in self.contents:
             B, nh, _, hs = k.shape
@@ -709,7 +716,10 @@ def rotary_table(hs):
 
 
 def rotate(x, cos, sin):
-    """Rotate channels i and i + hs / 2 of x (B, nh, T, hs), a pair (Su et al. 2021)."""
+    """Rotate each pair of channels, i and i + hs / 2, of x (B, nh, T, hs).
+
+    RoPE (Su et al. 2021), with the pairs of Llama.
+    """
     first, second = x.chunk(2, dim=-1)
     turned = torch.cat((-second, first), dim=-1)  # by 90 degrees
     return (x * cos + turned * sin).to(x.dtype)
@@ -1180,17 +1190,17 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             grads = [p.grad.unflatten(0, (-1, n_embd)) for p in group["params"]]
             x = share_of(torch.cat(grads))  # (pieces of this process, n_embd, columns)
-            # PyTorch keeps a state per parameter; the first one holds it for the group
+            # PyTorch keeps state per parameter; the first one has that of the group
             state = self.state[group["params"][0]]
             if "mean" not in state:
                 state["mean"] = torch.zeros_like(x)
             mean = state["mean"].lerp_(x, 1 - momentum)  # a running mean of x
-            # Nesterov: (1 - momentum) * x + momentum * mean, so x counts a second time
+            # Nesterov momentum: mix the newest gradient in once more
             x = x.lerp_(mean, momentum)
             x = x.to(torch.bfloat16 if bfloat16 else torch.float32)
             # Divided by its norm, x has singular values of at most 1. Five rounds of
-            # Newton-Schulz then bring all close to 1. A round keeps the directions,
-            # and turns s into 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+            # Newton-Schulz then bring most to between 0.7 and 1.2. A round keeps the
+            # directions, and turns s into 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
             x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
             for _ in range(5):
                 a = x @ x.mT
@@ -1320,7 +1330,7 @@ def load_checkpoint(path, weights_only=False):
             path, map_location="cpu", weights_only=True, mmap=weights_only
         )
         for key, value in identity.items():
-            found = checkpoint["identity"][key]
+            found = checkpoint["identity"].get(key)
             if found != value and not (weights_only and key in ("data", "optimizer")):
                 raise ValueError(f"saved by a run with {key}={found}, not {value}")
         model.load_state_dict(checkpoint["model"])
@@ -1334,7 +1344,7 @@ def load_checkpoint(path, weights_only=False):
         return checkpoint["step"], checkpoint["best_val_loss"]
     except Exception as error:  # a damaged file can raise almost anything
         reason = f"{type(error).__name__}: {error}".split("\n")[0].split(". ")[0]
-        sys.exit(f"{path}: {reason}; use another --out_dir")
+        sys.exit(f"{path}: {reason}; use another --out_dir or --init_from")
 
 
 def evaluate_and_save(step):
@@ -1383,8 +1393,9 @@ peak = math.nan
 if on_gpu:
     peak = peaks.get(torch.cuda.get_device_name(device), math.nan) * 1e12 * world_size
 # Operations per step: for each token 6 per parameter (Kaplan et al. 2020, section 2.1)
-# and, for attention, 12 * T per channel and layer. Of the T keys a query sees T / 2 on
-# average; with sparse attention, twice the mean of what it sees stands for T
+# and, for attention, 12 * T per channel and layer. That counts all T keys, though with
+# a causal mask a query sees half of them on average. For a sparse pattern, twice the
+# mean number of keys that a query sees takes the place of T
 keys = 0.0
 for block in model.h:
     for hop in block.attn.hops:
@@ -1467,7 +1478,7 @@ first_step = 0
 best_val_loss = math.inf
 names = ["last.pt", "best.pt"]
 if max_iters == 0:
-    names = ["best.pt", "last.pt"]  # to sample, the best weights are better
+    names = ["best.pt", "last.pt"]  # for sampling, prefer the best weights
 found = [Path(out_dir, name) for name in names if Path(out_dir, name).exists()]
 # Checkpoints in out_dir come first, even if init_from names other weights
 if found and max_iters > 0 and init_from != "scratch":
@@ -1527,7 +1538,8 @@ for step in range(first_step, max_iters):
         loss_sum += loss.detach()
     for opt in optimizers:
         scaler.unscale_(opt)
-    norm = nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
+    max_norm = grad_clip if grad_clip > 0 else math.inf
+    norm = nn.utils.clip_grad_norm_(model.parameters(), max_norm)
     overflow = float16 and not norm.isfinite()
     if not overflow:  # otherwise skip the step; scaler.update() lowers the scale
         for opt in optimizers:

@@ -54,7 +54,7 @@ warmup_iters = 5  # steps until the learning rate reaches its peak
 weight_decay = 0.1  # pulls the matrices of the blocks towards 0
 beta1 = 0.9  # AdamW: decay rate of the running mean of gradients
 beta2 = 0.99  # AdamW: the same for squared gradients
-grad_clip = 1.0  # maximum norm of the gradient
+grad_clip = 1.0  # maximum norm of the gradient; 0: no clipping
 # Half precision for matrix products, if the CPU has instructions for it
 bfloat16 = torch.cpu.get_capabilities().get("avx512_bf16", False)
 prompt = ""  # a question, to get one answer; empty: a conversation
@@ -192,7 +192,7 @@ reply_start = [im_start, *encode("assistant\n")]  # the answer comes next
 
 
 def fit(turns):
-    """The tokens of a conversation, without old turns if an answer would not fit."""
+    """The tokens of a conversation. Removes old turns if an answer would not fit."""
     while True:
         ids = [*system_ids, *sum(turns, []), *reply_start]
         if len(ids) + max_new_tokens <= block_size or len(turns) == 1:
@@ -241,7 +241,8 @@ def read_conversations():
     found = [(ids, learn) for ids, learn in found if any(learn)]
     n = int(0.9 * len(found))  # the first 90% is for training, the rest for validation
     if n == 0:
-        sys.exit(f"{data_file} needs at least two conversations with an answer")
+        hint = "the data needs at least two conversations with an answer"
+        sys.exit(f"{hint} of at most --max_length={max_length} tokens")
     return found[:n], found[n:]
 
 
@@ -308,7 +309,7 @@ device_type = "cuda" if "cuda" in device else "cpu"
 autocast = torch.autocast(device_type, torch.bfloat16, enabled=bfloat16)
 if device == "cpu" and bfloat16:
     # Here the fused "flash" kernel is slower than plain matrix products whose sums are
-    # kept in bfloat16. (In spite of "cuda", these settings are for CPUs, too)
+    # kept in bfloat16. (In spite of their name, these settings are for CPUs, too)
     torch.backends.cuda.enable_flash_sdp(False)
     torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
 
@@ -675,12 +676,12 @@ def talk():
         if message == "/reset":
             turns = []
         elif message:
-            turns.append(encode_message("user", message))
-            ids = fit(turns)
+            asked = [*turns, encode_message("user", message)]
+            ids = fit(asked)
             if len(ids) >= block_size:
                 print(f"too long: {len(ids)} tokens, --block_size={block_size}")
-                turns.pop()
                 continue
+            turns = asked
             reply = answer(ids)
             turns.append([*reply_start, *reply, im_end, *encode("\n")])
 
@@ -846,7 +847,7 @@ def load_checkpoint(name):
         for key, value in identity.items():
             if key not in checkpoint["identity"]:
                 raise ValueError(f"saved by an earlier step, without {key}")
-            found = checkpoint["identity"][key]
+            found = checkpoint["identity"].get(key)
             if found != value:
                 raise ValueError(f"saved by a run with {key}={found}, not {value}")
         if checkpoint["model"].keys() != trained_weights().keys():
@@ -913,7 +914,8 @@ for step in range(first_step, max_iters):
     loss = model(x, y)
     model.zero_grad()  # otherwise new gradients are added to the old ones
     loss.backward()  # computes the gradient: how the loss changes with each weight
-    nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
+    if grad_clip > 0:
+        nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
     for group in optimizer.param_groups:
         group["lr"] = get_lr(step)
     optimizer.step()

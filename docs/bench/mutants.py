@@ -60,9 +60,9 @@ class Fault(NamedTuple):
     tests: str = ""
 
 
-CLIP = "nn.utils.clip_grad_norm_(model.parameters(), grad_clip)"
 STEP = """\
-    nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
+    if grad_clip > 0:
+        nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
     for opt in optimizers:
         for group in opt.param_groups:
             group["lr"] = get_lr(step) * group["lr_scale"]
@@ -73,12 +73,13 @@ STEP_CLIPPED_LATE = """\
         for group in opt.param_groups:
             group["lr"] = get_lr(step) * group["lr_scale"]
         opt.step()
-    nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
+    if grad_clip > 0:
+        nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
 """
 TARGETS = "torch.stack([train_data[i + 1 : i + 1 + block_size] for i in starts])"
 TARGETS_LATE = "torch.stack([train_data[i + 2 : i + 2 + block_size] for i in starts])"
 UNSCALED = """\
-    norm = nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
+    norm = nn.utils.clip_grad_norm_(model.parameters(), max_norm)
     overflow"""
 UNCLIPPED = """\
     norm = nn.utils.clip_grad_norm_(model.parameters(), math.inf)

@@ -353,6 +353,7 @@ BACKWARD = (
     "loss.backward()  # computes the gradient: how the loss changes with each weight"
 )
 CLIP = "nn.utils.clip_grad_norm_(model.parameters(), grad_clip)"
+NORM = "nn.utils.clip_grad_norm_(model.parameters(), max_norm)"
 
 
 ATTEND = "B, nh, T, hs = q.shape"
@@ -360,7 +361,7 @@ WAITING = [  # a script, the text that is replaced, by what, and the kind of wai
     ("gpt_char.py", BACKWARD, "loss.backward() or loss.item()", "read"),
     ("gpt_char.py", CLIP, f"assert {CLIP} >= 0", "read"),
     ("gpt2_train.py", "loss_sum += loss.detach()", "loss_sum += loss.item()", "read"),
-    ("gpt2_train.py", CLIP, f"{CLIP}.cpu()", "read"),
+    ("gpt2_train.py", NORM, f"{NORM}.cpu()", "read"),
     ("gpt2_train.py", "(device, non_blocking=True)", "(device)", "copy"),
     ("gpt2_train.py", "batch = batch.pin_memory()", "batch = batch + 0", "copy"),
     ("sparse_gpt.py", ATTEND, f"q.nonzero(); {ATTEND}", "size"),

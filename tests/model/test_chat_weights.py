@@ -531,9 +531,13 @@ def test_input_from_a_pipe(llama):
 
 @pytest.mark.long
 def test_a_message_that_is_too_long(llama):
-    done = talk(b"12" * 300 + b"\nthe\n")
+    """It is not answered, and what was said before is not forgotten."""
+    done = talk(b"the\n" + b"12" * 300 + b"\nthe\n")
     assert (done.returncode, done.stderr) == (0, b"")
-    assert b"too long" in done.stdout
+    lines = done.stdout.splitlines(True)
+    (refusal,) = [line for line in lines if b"too long" in line]
+    lines.remove(refusal)
+    assert b"".join(lines) == talk(b"the\nthe\n").stdout
 
 
 @pytest.mark.long

@@ -505,7 +505,7 @@ def test_tile_belongs_to_a_model_only_where_queries_select_tiles(data_dir, tmp_p
         torch.testing.assert_close(sampled["model"].logits(idx), expected)
 
 
-@pytest.mark.parametrize("pattern", ("fixed", "strided", "dense"))
+@pytest.mark.parametrize("pattern", ("fixed", "strided"))
 def test_show_pattern(data_dir, tmp_path, pattern):
     """Draws the sets of one position, and does nothing else."""
     flags = [*TINY, f"--data_dir={data_dir}", f"--out_dir={tmp_path / 'out'}"]
@@ -520,6 +520,13 @@ def test_show_pattern(data_dir, tmp_path, pattern):
     assert "".join(rows) == "".join(marks) + "@"
     assert {len(row) for row in rows[:-1]} == {6}
     assert not list(tmp_path.glob("out/*"))
+
+
+def test_show_a_pattern_of_one_hop(data_dir):
+    flags = [*TINY, f"--data_dir={data_dir}", "--pattern=window", "--show_pattern"]
+    title, *rows = run_here("sparse_gpt.py", *flags, "--window=5").out.splitlines()
+    last = int(re.search(r"position (\d+)", title)[1])
+    assert "".join(rows) == "." * (last - 4) + "1111@"
 
 
 def test_drawing_is_true():

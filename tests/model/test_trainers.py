@@ -280,8 +280,11 @@ def squares(opt):
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_gradient_is_clipped_before_the_step(script, optimizer):
-    """The gradient of the whole model, as it is when an optimizer comes to use it."""
-    for grad_clip, max_iters in ((0.01, 3), (1e6, 1)):
+    """The gradient of the whole model, as it is when an optimizer comes to use it.
+
+    With --grad_clip=0 it is left alone.
+    """
+    for grad_clip, max_iters in ((0.01, 3), (1e6, 1), (0, 1)):
         with Steps(squares) as noted:
             script.run(
                 f"--optimizer={optimizer}",
