@@ -228,7 +228,7 @@ def report(bench):
     lines += ["", f"## In {SHARE} of the time of {LONG:,} steps of gpt_char.py", ""]
     lines += table_of(bench, "moonshot")
     lines += ["", "## Time of a step on two threads", ""]
-    lines += [f"The fastest of {ROUNDS} rounds of {TIMED} steps, all files in turn.", ""]
+    lines += [f"The fastest of {ROUNDS} rounds of {TIMED} steps, all in turn.", ""]
     lines += ["| step | ms per step | each round |", "|---|---:|---|"]
     rows = {}
     for name in bench.files:
