@@ -227,12 +227,21 @@ def mistakes(text):
     return found
 
 
+def has_unit(text, match, units):
+    """Is a number followed by one of its units? It need not be in a table."""
+    if "" in units or text[: match.start()].endswith("| "):
+        return True
+    after = text[match.end() :].lstrip(" \n")
+    return any(after.startswith(unit) for unit in units)
+
+
 def updated(text):
     """The text with the numbers of its cells, and what has to be done by hand."""
     by_hand = []
     for start, end in reversed(sections(text)):
         section = text[start:end]
         wanted = {}  # number: what its cells say
+        units = {}  # number: its units; "" for a number without
         for entry in entries(section):
             new = entry.number
             if entry.source != "given":
@@ -240,6 +249,7 @@ def updated(text):
                 if not equals(entry.number, value):
                     new = rounded(value, entry.number)
             wanted.setdefault(entry.number, set()).add(new)
+            units.setdefault(entry.number, set()).add(entry.unit)
         prose = NO_PROSE.sub(blank, section)
         places = []
         for number, news in wanted.items():
@@ -249,9 +259,10 @@ def updated(text):
                 news = " or ".join(sorted(news))
                 by_hand.append(f"{title_of(section)}: {number} is now {news}")
                 continue
-            word = rf"{re.escape(number)}(?!\d|[.,]\d)"
-            for match in re.finditer(rf"(?<![\d.,]){word}", prose):
-                places.append((*match.span(), *news))
+            word = rf"{re.escape(number)}(?!\w|[.,]\d)"
+            for match in re.finditer(rf"(?<![\w.,]){word}", prose):
+                if has_unit(prose, match, units[number]):
+                    places.append((*match.span(), *news))
             for block in BLOCK.finditer(section):
                 for match in re.finditer(rf"(?:^|(?<=, )){word}", block[1], re.M):
                     first = block.start(1) + match.start()

@@ -206,6 +206,20 @@ def test_update_follows_a_new_measurement(fake):
     assert cells.updated(new) == (new, [])
 
 
+def test_update_leaves_other_numbers_alone(fake):
+    """A number with a unit is not the same number in a name, or of other things."""
+    fake.write_text(REPORT.replace("1,250.0", "2,500.0"), encoding="utf-8")
+    others = "of 1,250 tokens, as float1,250 or 1,250_steps"
+    text = "\n".join(
+        [
+            f"# A\n\nIt takes 1,250 ms {others}.\n\n| 1,250 |\n",
+            "<!-- numbers\n1,250 ms = fake: large | ms per step\n-->\n",
+        ]
+    )
+    new, _ = cells.updated(text)
+    assert f"It takes 2,500 ms {others}.\n\n| 2,500 |\n" in new
+
+
 def test_update_leaves_to_a_person_what_is_ambiguous(fake):
     fake.write_text(REPORT.replace("2.4879", "2.4712"), encoding="utf-8")
     text = TEXT.replace("10.3, 0.05 = given", "10.3, 0.05, 2.488 = given")
