@@ -330,6 +330,25 @@ def test_the_oldest_turns_leave(load, llama):
     assert names["fit"](turns) == [*system, *sum(turns, []), *start]
 
 
+def test_a_conversation_is_remembered(load, llama):
+    """Every answer sees all that was said, but not a message that was refused."""
+    names = load(SCRIPT, *TALK)
+    lines = iter(["the", "12" * 300, "and", "/reset", "the", "/quit"])
+    seen = []
+
+    def answer(ids):
+        seen.append(ids)
+        return [7, 8]
+
+    names["input"], names["answer"] = lambda _: next(lines), answer
+    names["talk"]()
+    system, start, end = names["system_ids"], names["reply_start"], names["im_end"]
+    first, second = (names["encode_message"]("user", word) for word in ("the", "and"))
+    reply = [*start, 7, 8, end, *names["encode"]("\n")]
+    alone = [*system, *first, *start]
+    assert seen == [alone, [*system, *first, *reply, *second, *start], alone]
+
+
 # ------------------------------------------------------------------------ Eight bits
 @pytest.mark.parametrize("columns", [64, 40])  # PyTorch's product can't do 40
 def test_int8_is_the_product_with_rounded_weights(names, columns):
