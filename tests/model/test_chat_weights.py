@@ -333,7 +333,7 @@ def test_the_oldest_turns_leave(load, llama):
 def test_a_conversation_is_remembered(load, llama):
     """Every answer sees all that was said, but not a message that was refused."""
     names = load(SCRIPT, *TALK)
-    lines = iter(["the", "12" * 300, "and", "/reset", "the", "/quit"])
+    lines = iter(["the", "12" * 300, "and", "of", "/reset", "the", "/quit"])
     seen = []
 
     def answer(ids):
@@ -343,10 +343,14 @@ def test_a_conversation_is_remembered(load, llama):
     names["input"], names["answer"] = lambda _: next(lines), answer
     names["talk"]()
     system, start, end = names["system_ids"], names["reply_start"], names["im_end"]
-    first, second = (names["encode_message"]("user", word) for word in ("the", "and"))
+    the, and_, of = (names["encode_message"]("user", w) for w in ("the", "and", "of"))
     reply = [*start, 7, 8, end, *names["encode"]("\n")]
-    alone = [*system, *first, *start]
-    assert seen == [alone, [*system, *first, *reply, *second, *start], alone]
+    assert seen == [
+        [*system, *the, *start],
+        [*system, *the, *reply, *and_, *start],
+        [*system, *the, *reply, *and_, *reply, *of, *start],
+        [*system, *the, *start],
+    ]
 
 
 # ------------------------------------------------------------------------ Eight bits
