@@ -286,7 +286,7 @@ def get_batch(step):
 if max_iters > 0:
     train_data, val_data = read_conversations()
     val_data = val_data[:eval_size]
-    n_batches = len(pack(train_data, np.random.default_rng(seed)))  # per epoch
+    n_batches = len(pack(train_data, np.random.default_rng(0)))  # in every epoch
 
 
 # ------------------------------------------------------------------------------- Model

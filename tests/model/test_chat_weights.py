@@ -527,6 +527,18 @@ def test_another_tokenizer_is_refused(run, llama):
     assert done.code == 1 and "other rules" in done.err
 
 
+SETTINGS = ["--seed=-1", "--max_length=600", "--batch_tokens=0", "--eval_size=0"]
+SETTINGS += ["--lora_rank=-1", "--learning_rate=nan", "--beta1=1", "--temperature=-1"]
+SETTINGS += ["--block_size=0", "--max_new_tokens=-1", "--init_from=x", "--device=x"]
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_a_bad_setting_is_named(run, llama, setting):
+    """Also when there is data to be read, which happens before the settings' checks."""
+    done = run(SCRIPT, *TRAIN, "--max_iters=1", setting)
+    assert done.code == 2 and setting in done.err.splitlines()[-1]
+
+
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
 def test_a_file_that_is_missing_is_named(run, llama, name):
     (llama / name).unlink()
