@@ -12,7 +12,6 @@ import functools
 import io
 import json
 import math
-import platform
 import runpy
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from lab import describe_machine
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCH = ROOT / "docs/bench"
@@ -421,8 +421,8 @@ def report(found):
     lines = [
         "# What attention does: python docs/bench/attention.py",
         "",
-        f"- {platform.machine()}, {torch.get_num_threads()} threads",
-        f"- torch {torch.__version__}, {date.today()}",
+        f"- cpu {describe_machine()['cpu']}, threads {torch.get_num_threads()}",
+        f"- torch {torch.__version__}, date {date.today()}",
         "- seed 1337, 1,000 steps",
         "",
         "### What follows a character, in percent",

@@ -12,14 +12,14 @@ all_weights_time) wants both cores of a quiet machine. The report is written at 
 import argparse
 import datetime
 import os
-import platform
 import re
 import signal
 import subprocess
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
+
+from lab import describe_machine
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = ROOT / "out/steps/chat"
@@ -122,7 +122,8 @@ def main():
     commit = ["git", "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(commit, capture_output=True, text=True, cwd=ROOT).stdout
     lines = ["# What real weights bring", ""]
-    lines += [f"- torch: {version('torch')}", f"- python: {platform.python_version()}"]
+    facts = describe_machine()
+    lines += [f"- {name}: {facts[name]}" for name in ("cpu", "torch", "python")]
     lines += ["- runs with one thread shared the machine: only their losses count"]
     lines += [
         "- runs with two threads had it for themselves",

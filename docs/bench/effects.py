@@ -12,6 +12,7 @@ fastest of some repetitions. --time adds a round; the report has the fastest of 
 """
 
 import argparse
+import functools
 import io
 import json
 import os
@@ -26,7 +27,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 import torch
-from lab import code_of
+from lab import code_of, describe_machine
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCH = ROOT / "docs/bench"
@@ -100,9 +101,16 @@ def run(path, flags, threads=0):
 
 
 # --------------------------------------------------------------------------- Measuring
+@functools.cache
+def machine():
+    """What this runs on, and when, in a line."""
+    facts = describe_machine()
+    return ", ".join(f"{name} {facts[name]}" for name in ("cpu", "torch", "date"))
+
+
 def saved():
     """All that was measured so far; another process may add something, too."""
-    found = {"runs": {}, "times": {}, "spectrum": {}, "norms": {}}
+    found = {"machine": {}, "runs": {}, "times": {}, "spectrum": {}, "norms": {}}
     if RECORD.exists():
         found |= json.loads(RECORD.read_text(encoding="utf-8"))
     return found
@@ -112,6 +120,7 @@ def save(part, name, result):
     """Put one result into the JSON."""
     found = saved()
     found[part][name] = result
+    found["machine"][part] = machine()
     unfinished = RECORD.with_suffix(".tmp")
     unfinished.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     unfinished.replace(RECORD)
@@ -251,7 +260,13 @@ def norm_lines(norms):
 def report(found):
     """The report as Markdown."""
     lines = ["# What single steps of gpt_char.md change", ""]
-    lines += ["## Losses", "", "One run each, one thread; seed 1337 if none is named."]
+    lines += [f"- {part}: {facts}" for part, facts in found["machine"].items()]
+    lines += [
+        "",
+        "## Losses",
+        "",
+        "One run each, one thread; seed 1337 if none is named.",
+    ]
     lines += ["The train loss is that of the last batch before the last evaluation."]
     lines += [""]
     heads = "run | file and flags | first val loss | train loss | lowest val loss"
