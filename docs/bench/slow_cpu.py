@@ -28,7 +28,7 @@ def measure(bench):
         bench.table(title, bench.in_turn(jobs, measures))
 
     words = " ".join(f"`{name}={value}`" for name, value in AVX2.items())
-    bench.say(f"With {words}")
+    bench.say(f"- with {words}")
     scripts = ("gpt_char", "gpt2_train", "sparse_gpt")
     table("The defaults, with --no-bfloat16", [(script, "") for script in scripts])
     table("What gpt_char.py's were chosen from", [("gpt_char", size) for size in SIZES])
