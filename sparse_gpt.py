@@ -208,10 +208,10 @@ def add_up(*numbers):
 
 # ----------------------------------------------------------------------------- Pattern
 if stride == 0:
-    longest = max(1, block_size)
+    square = max(1, block_size)
     if pattern == "fixed":  # its second hop costs c times as much
-        longest *= max(1, summary)
-    stride = 2 ** int(math.log2(math.sqrt(longest)))
+        square *= max(1, summary)
+    stride = 2 ** int(math.log2(math.sqrt(square)))
 if window == 0:
     window = 2 * stride
 if tile == 0:
@@ -635,24 +635,24 @@ def assign_slots(hop):
     Returns the slots and, for each position, the last one that sees it.
     """
     positions = np.arange(block_size)
-    last = []
+    last_viewers = []
     for j in positions:
         viewers = positions[sees(hop, positions, j)]
-        last.append(int(viewers.max(initial=0)))
+        last_viewers.append(int(viewers.max(initial=0)))
     free = []
-    leaving = [[] for _ in range(block_size + 1)]  # [j]: slots free again at j
+    freed = [[] for _ in range(block_size + 1)]  # [j]: slots free again at j
     size = 0
-    where = []
+    slots = []
     for j in range(block_size):
-        free += leaving[j]
+        free += freed[j]
         if not free:
             free.append(size)
             size += 1
         slot = free.pop()
-        where.append(slot)
-        last_use = max(j, last[j])  # even a key that nobody sees is written once
-        leaving[last_use + 1].append(slot)
-    return np.array(where), np.array(last)
+        slots.append(slot)
+        last_use = max(j, last_viewers[j])  # even a key that nobody sees is written
+        freed[last_use + 1].append(slot)
+    return np.array(slots), np.array(last_viewers)
 
 
 class KVCache:
@@ -664,22 +664,22 @@ class KVCache:
 
     def append(self, hop, k, v):
         """Store k, v (B, nh, T, hs) of new positions that are still to be seen."""
-        where, last = assign_slots(hop)
+        slots, last_viewers = assign_slots(hop)
         if hop not in self.contents:
             B, nh, _, hs = k.shape
-            size = int(where.max()) + 1
+            size = int(slots.max()) + 1
             held = np.full(size, block_size)  # empty: later than any position
             empty = k.new_zeros(B, nh, size, hs)
             self.contents[hop] = empty, empty.clone(), held
         keys, values, held = self.contents[hop]
         end = self.length + k.shape[2]
         new = np.arange(self.length, end)
-        kept = new[last[new] >= end - 1]  # seen by the newest position, or a later one
+        kept = new[last_viewers[new] >= end - 1]  # seen by the newest, or a later one
         if len(kept) == 0:
             return
-        held[where[kept]] = kept
+        held[slots[kept]] = kept
         source = torch.from_numpy(kept - self.length).to(k.device)
-        target = torch.from_numpy(where[kept]).to(k.device)
+        target = torch.from_numpy(slots[kept]).to(k.device)
         keys[:, :, target] = k[:, :, source]
         values[:, :, target] = v[:, :, source]
 

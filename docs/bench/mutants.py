@@ -458,8 +458,8 @@ FAULTS = [
     Fault(
         "a cache overwrites a key that is still seen",
         "sparse_gpt.py",
-        "leaving[last_use + 1].append(slot)",
-        "leaving[max(j + 1, last_use)].append(slot)",
+        "freed[last_use + 1].append(slot)",
+        "freed[max(j + 1, last_use)].append(slot)",
     ),
     # docs/tools/steps.py
     Fault(
