@@ -7,8 +7,8 @@
 Dense attention computes T * T scores. Here a pattern says who sees whom: for example
 a window, or rows and columns, which together reach everything (Child et al. 2019).
 Positions that see each other are laid out side by side, in tiles, and attention skips
-pairs of tiles in which nobody sees anybody. Positions are told by rotating queries and
-keys, which needs no table as long as the context.
+pairs of tiles in which nobody sees anybody. Rotary positions replace GPT-2's learned
+table, which would grow with the context.
 
     python sparse_gpt.py                         on a laptop: a context of 1024 bytes
     torchrun --nproc_per_node=8 sparse_gpt.py    on 8 GPUs: a context of 8192 tokens
@@ -208,7 +208,7 @@ def add_up(*numbers):
 
 # ----------------------------------------------------------------------------- Pattern
 if stride == 0:
-    square = max(1, block_size)
+    square = max(1, block_size)  # about stride * stride
     if pattern == "fixed":  # its second hop costs c times as much
         square *= max(1, summary)
     stride = 2 ** int(math.log2(math.sqrt(square)))

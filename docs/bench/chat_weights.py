@@ -86,9 +86,7 @@ def row(name):
     ms = re.findall(r"(\d+) ms", text)
     saved = OUT / name / "last.pt"
     size = f"{saved.stat().st_size / 1e6:.1f}" if saved.exists() else ""
-    trained = re.search(r"([\d,]+) of them trainable", text) or re.search(
-        r"([\d,]+)", text
-    )
+    trained = re.search(r"([\d,]+) of them", text) or re.search(r"([\d,]+)", text)
     steps = re.search(r"--max_iters=(\d+)", " ".join(args))
     cells = [name, str(number), steps[1] if steps else "0", trained[1]]
     cells += [before[1] if before else "", loss[1], loss[2] or ""]

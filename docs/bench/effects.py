@@ -261,12 +261,8 @@ def report(found):
     """The report as Markdown."""
     lines = ["# What single steps of gpt_char.md change", ""]
     lines += [f"- {part}: {facts}" for part, facts in found["machine"].items()]
-    lines += [
-        "",
-        "## Losses",
-        "",
-        "One run each, one thread; seed 1337 if none is named.",
-    ]
+    lines += ["", "## Losses", ""]
+    lines += ["One run each, one thread; seed 1337 if none is named."]
     lines += ["The train loss is that of the last batch before the last evaluation."]
     lines += [""]
     heads = "run | file and flags | first val loss | train loss | lowest val loss"
